@@ -1,0 +1,150 @@
+"""Aliases, protocols and frozen values that several parts share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from taskbus.dispatch import EventLoop
+
+__all__ = ["Event", "FinishInfo", "Labels", "Link", "NodeInfo", "RouterStats", "Since", "Sink"]
+
+Event = tuple[tuple[Any, ...], dict[str, Any]]
+"""The arguments of one event: ``(args, kwargs)``, type for type as they were emitted."""
+
+Since = str
+"""``"now"``, ``"start"``, ``"last"`` (waits only) or the id of an entry, as ``"1718000000000-42"``."""
+
+Labels = Sequence[str] | set[str] | frozenset[str] | str | None
+"""Label globs: one, or several of which one has to match; ``None`` matches every node."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """A live node as the registry knows it.
+
+    ``seen`` is the age of its last heartbeat in seconds, by Redis' clock; ``started`` is a Unix time; ``healthy`` is the
+    node's own word on its reader (a node that writes but no longer hears says ``False``).
+    """
+
+    id: str
+    labels: frozenset[str]
+    host: str
+    pid: int
+    role: str
+    step: int
+    started: float
+    seen: float
+    healthy: bool = True
+    producer: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FinishInfo:
+    """The durable end of a run: which node ended it, why, and when (Unix time).
+
+    ``reason`` is ``"completed"``, ``"stopped"`` or ``"error: ..."``.
+    """
+
+    node: str
+    reason: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class RouterStats:
+    """What a router has done since it started; counts of events unless said otherwise.
+
+    ``lag`` is the number of events that Redis keeps for this node's subscriptions and that it has not read yet, as of the
+    last look; ``reader_age`` and ``heartbeat_age`` are seconds since the last sign of life of each.
+    """
+
+    emitted: int = 0
+    acknowledged: int = 0
+    delivered: int = 0
+    missed: int = 0
+    repeated: int = 0
+    lost: int = 0
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    reconnects: int = 0
+    state_losses: int = 0
+    outbox_events: int = 0
+    outbox_bytes: int = 0
+    lag: int = 0
+    reader_age: float = 0.0
+    heartbeat_age: float = 0.0
+    healthy: bool = True
+
+
+class Sink(Protocol):
+    """Whatever takes the events of one name, in order: a listener's mailbox, a waiter, a trail.
+
+    ``ready`` is false while the sink still catches up from a cursor of its own; the table then passes it over.
+    """
+
+    event: str
+    ready: bool
+
+    def put(self, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float) -> None:
+        """Take an event emitted in this process; waits up to ``timeout`` seconds for room, then ``BusUnavailable``."""
+
+    def offer(self, events: Sequence[Event], start: int, nbytes: int) -> int:
+        """Take ``events[start:]`` as far as there is room, without blocking; return the index of the first not taken."""
+
+    def close(self) -> None:
+        """Take nothing any more, and wake whoever waits."""
+
+
+class Link(Protocol):
+    """What a task needs of the bus: a :class:`~taskbus.router.Router`, or its stand-in without one."""
+
+    is_active: bool
+    loop: EventLoop
+
+    @property
+    def node_id(self) -> str | None: ...
+
+    @property
+    def labels(self) -> frozenset[str]: ...
+
+    @property
+    def finished(self) -> FinishInfo | None: ...
+
+    def emit(
+        self,
+        event: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        only_remote: bool = False,
+        only_local: bool = False,
+        only_to: Labels = None,
+        transient: bool = False,
+    ) -> None: ...
+
+    def subscribe(self, sink: Sink, since: Since = "now") -> None:
+        """Attach ``sink``; on return the subscription holds. ``"joined"`` (trails): all since this node joined."""
+
+    def unsubscribe(self, sink: Sink) -> None: ...
+
+    def sync(self, timeout: float | None = None) -> None:
+        """Return when all emitted before is acknowledged; raise what stands in the way."""
+
+    def finish(self, reason: str) -> None: ...
+
+    def on_finish(self, callback: Callable[[FinishInfo], None]) -> Callable[[], None]:
+        """Call ``callback`` at most once, from a thread of the bus, when the run is finished; returns its remover."""
+
+    def fail(self, error: BaseException) -> None:
+        """Leave because of an error: the others hear ``taskbus.node_failed``."""
+
+    def progress(self, step: int, role: str) -> None:
+        """Note how far this node is; the registry shows it with the next heartbeat."""
+
+    def nodes(self, patterns: Labels = None) -> list[NodeInfo]: ...
+
+    def wait_for_nodes(self, patterns: Labels, count: int, timeout: float) -> list[NodeInfo]: ...
+
+    def barrier(self, name: str, count: int, timeout: float) -> None: ...
