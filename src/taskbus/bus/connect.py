@@ -1,0 +1,112 @@
+"""From a URL to connections: the only place that knows schemes, timeouts and the in-process server."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from typing import Any
+
+import redis
+from redis import exceptions as driver
+from redis.backoff import NoBackoff
+from redis.connection import parse_url
+from redis.retry import Retry
+
+from taskbus.config import hide_password
+from taskbus.errors import BusDenied, BusError, BusUnavailable, ConfigError
+
+__all__ = ["MEMORY_SERVERS", "Target", "explain"]
+
+MEMORY_SERVERS: dict[str, Any] = {}
+"""The in-process servers of ``memory://name``, by name; they live as long as the process."""
+
+_LATER = {
+    "redis+sentinel": "Redis Sentinel is not supported yet; give the address of the primary as redis://host:port/db",
+    "redis+cluster": "Redis Cluster is not supported yet; give one server as redis://host:port/db",
+}
+
+
+class Target:
+    """Where a bus is: makes connections to it, and says in messages where that is."""
+
+    def __init__(self, url: str, connect_timeout: float) -> None:
+        scheme, separator, rest = url.partition("://")
+        if not separator:
+            raise ConfigError(f"the URL of the bus must begin with redis://, rediss://, unix:// or memory://, not {hide_password(url)!r}")
+        if scheme in _LATER:
+            raise ConfigError(f"{_LATER[scheme]} (given: {hide_password(url)})")
+        if scheme not in ("redis", "rediss", "unix", "memory"):
+            raise ConfigError(f"unknown scheme {scheme}:// of the bus; known: redis, rediss, unix, memory")
+        self.in_process = scheme == "memory"
+        self.shared_socket = scheme != "rediss"  # a TLS session may not be read and written by two threads at once
+        self._timeout = connect_timeout
+        if self.in_process:
+            self.where = f"memory://{rest}"
+            self._kind, self._settings = _memory(rest)
+            return
+        try:
+            self._settings = parse_url(url)
+        except ValueError as error:
+            raise ConfigError(f"the URL of the bus makes no sense: {error} (given: {hide_password(url)})") from None
+        self._kind = self._settings.pop("connection_class", redis.Connection)
+        path = self._settings.get("path")
+        self.where = path or f"{self._settings.get('host', 'localhost')}:{self._settings.get('port', 6379)}"
+
+    def connection(self) -> redis.Connection:
+        """A new connection, not yet open, that never retries by itself and speaks RESP2.
+
+        RESP2, because nothing of ours needs a map or a push, and because it keeps maintenance notifications off: with
+        them redis-py skips the check for stale replies.
+        """
+        return self._kind(  # type: ignore[no-any-return]
+            **{
+                "socket_connect_timeout": self._timeout,
+                "socket_timeout": self._timeout,
+                "retry": Retry(NoBackoff(), 0),
+                "protocol": 2,
+                "driver_info": None,
+                **self._settings,
+            }
+        )
+
+
+def _memory(name: str) -> tuple[Any, dict[str, Any]]:
+    try:
+        from fakeredis import FakeRedisConnection, FakeServer
+    except ImportError:
+        raise ConfigError("memory:// needs the extra 'embedded': pip install 'taskbus[embedded]'") from None
+    server = MEMORY_SERVERS.get(name) or MEMORY_SERVERS.setdefault(name, FakeServer(version=(7, 0)))
+    return FakeRedisConnection, {"server": server}
+
+
+_DENIED = (
+    driver.AuthenticationError,
+    driver.AuthorizationError,
+    driver.NoPermissionError,
+    driver.InvalidResponse,
+    driver.DataError,
+)
+
+
+def explain(error: BaseException, where: str) -> BusError:
+    """One error of ours for one of the driver: denied is what no waiting heals, everything else is unavailable."""
+    if isinstance(error, BusError):
+        return error
+    text = " ".join(str(error).split()) or type(error).__name__
+    code = getattr(error, "status_code", None)
+    if code and not text.startswith(str(code)):
+        text = f"{code} {text}"
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, ssl.SSLCertVerificationError | ssl.SSLError) and not isinstance(chain, TimeoutError | socket.timeout):
+            return BusDenied(f"TLS with Redis at {where} failed: {chain.reason or chain}", where=where)
+        chain = chain.__cause__ or chain.__context__
+    if isinstance(error, _DENIED):
+        return BusDenied(f"Redis at {where} refuses this node: {text}", where=where)
+    if "WRONGTYPE" in text:
+        return BusDenied(f"a key of the run holds a value of the wrong type at {where}: {text}", where=where)
+    if isinstance(error, driver.OutOfMemoryError) or text.startswith("OOM"):
+        return BusUnavailable(f"Redis at {where} is full (maxmemory reached): {text}", where=where, full=True)
+    if isinstance(error, driver.ResponseError):
+        return BusUnavailable(f"Redis at {where} cannot serve now: {text}", where=where)
+    return BusUnavailable(f"Redis at {where} cannot be reached: {text}", where=where)

@@ -1,0 +1,60 @@
+"""Every key and channel of a run; the braces keep a run in one cluster slot."""
+
+from __future__ import annotations
+
+__all__ = ["Keys"]
+
+
+class Keys:
+    """The names in Redis of one run, as bytes ready to be sent."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        self.prefix = f"taskbus:{{{run_id}}}:"
+        self.nodes = self._key("nodes")
+        self.labels = self._key("labels")
+        self.epoch = self._key("epoch")
+        self.finish = self._key("finish")
+        self.streams = self._key("streams")
+        self._events = self._key("events:")
+        self._channels = self._key("transient:")
+
+    def _key(self, name: str) -> bytes:
+        return f"{self.prefix}{name}".encode()
+
+    def events(self, event: str) -> bytes:
+        """The stream of an event name."""
+        return self._events + event.encode()
+
+    def channel(self, event: str) -> bytes:
+        """The pub/sub channel of an event name."""
+        return self._channels + event.encode()
+
+    def event_of(self, key: bytes) -> str:
+        """The event name of a stream's key or a channel's name."""
+        prefix = self._events if key.startswith(self._events) else self._channels
+        return key[len(prefix) :].decode()
+
+    def label(self, label: str) -> bytes:
+        """The set of the node ids that carry a label."""
+        return self._key(f"label:{label}")
+
+    def node(self, node_id: str) -> bytes:
+        """The leased hash of a node."""
+        return self._key(f"node:{node_id}")
+
+    def inbox(self, node_id: str) -> bytes:
+        """The control stream of a node; also the name of its own probe channel."""
+        return self._key(f"node:{node_id}:inbox")
+
+    def producer(self, producer: str) -> bytes:
+        """What the append script remembers of one life of a node."""
+        return self._key(f"producer:{producer}")
+
+    def blob(self, blob: str) -> bytes:
+        """A large payload, beside the stream."""
+        return self._key(f"blob:{blob}")
+
+    def barrier(self, name: str) -> bytes:
+        """The generation and the arrivals of a barrier."""
+        return self._key(f"barrier:{name}")

@@ -1,0 +1,96 @@
+#!lua
+-- Append one batch of frames of one producer, all or nothing, at most once.
+-- KEYS: node hash, producer hash, streams hash, then one stream for each frame.
+-- ARGV: prefix, token, batch number, retention events, bytes, milliseconds, run ttl in ms,
+--       then for each frame: event, number of events, size in bytes, frame, blob id or ''.
+-- Answers {'OK', number of the producer's batch before this one, errors: index, text, ...},
+--         {'FENCED'}, {'FORGOTTEN'} or {'NOBLOB', blob id}.
+local prefix, token, batch = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local keep_events, keep_bytes, keep_ms, run_ttl = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
+local owner = redis.call('HGET', KEYS[1], 'token')
+if not owner then return {'FORGOTTEN'} end
+if owner ~= token then return {'FENCED'} end
+local last = tonumber(redis.call('HGET', KEYS[2], 'batch') or '-1')
+if last >= batch then return {'OK', batch - 1} end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local text = function(number) return string.format('%.0f', number) end
+for i = 4, #KEYS do
+  local blob = ARGV[12 + (i - 4) * 5]
+  if blob ~= '' and redis.call('EXISTS', prefix .. 'blob:' .. blob) == 0 then return {'NOBLOB', blob} end
+end
+
+-- Forget what no retention asks for: marks is a list of "ordinal bytes ms-seq;", oldest first.
+local function trim(event, stream, n, b, marks)
+  local first, rest = string.match(marks, '^([^;]*);(.*)$')
+  local moved = false
+  while rest ~= '' do
+    local o, bytes, ms = string.match(rest, '^(%d+) (%d+) (%d+)%-')
+    if n - tonumber(o) < keep_events and b - tonumber(bytes) < keep_bytes and now - tonumber(ms) < keep_ms then break end
+    first, rest = string.match(rest, '^([^;]*);(.*)$')
+    moved = true
+  end
+  if moved then
+    local o, id = string.match(first, '^(%d+) %d+ (.*)$')
+    redis.call('XTRIM', stream, 'MINID', '=', id)
+    local blobs = prefix .. 'blobs:' .. event
+    while true do
+      local oldest = redis.call('LINDEX', blobs, 0)
+      if not oldest then break end
+      local ordinal, blob = string.match(oldest, '^(%d+) (.*)$')
+      if tonumber(ordinal) >= tonumber(o) then break end
+      redis.call('LPOP', blobs)
+      redis.call('UNLINK', prefix .. 'blob:' .. blob)
+    end
+  end
+  return first .. ';' .. rest
+end
+
+local answer = {'OK', last}
+for i = 4, #KEYS do
+  local a = 8 + (i - 4) * 5
+  local event, count, size, frame, blob = ARGV[a], tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2]), ARGV[a + 3], ARGV[a + 4]
+  -- n: events so far, b: bytes so far, ms: time of the last id; mark_*: where the last mark stands
+  local n, b, ms, mark_n, mark_b, mark_ms, marks = 0, 0, 0, -1, 0, 0, ''
+  local state = redis.call('HGET', KEYS[3], event)
+  if state then
+    n, b, ms, mark_n, mark_b, mark_ms, marks = string.match(state, '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (.*)$')
+    n, b, ms, mark_n, mark_b, mark_ms = tonumber(n), tonumber(b), tonumber(ms), tonumber(mark_n), tonumber(mark_b), tonumber(mark_ms)
+  end
+  if now > ms then ms = now end
+  local seq = text(n + 1)
+  local id = redis.pcall('XADD', KEYS[i], text(ms) .. '-' .. seq, 'f', frame)
+  if type(id) == 'table' and string.find(id.err, 'smaller', 1, true) then
+    -- somebody else wrote into the stream: go on behind the last id it has
+    local info = redis.call('XINFO', 'STREAM', KEYS[i])
+    for k = 1, #info, 2 do
+      if info[k] == 'last-generated-id' then ms = tonumber(string.match(info[k + 1], '^(%d+)')) + 1 end
+    end
+    if ms > now + 3155760000000 then
+      id = {err = 'POISONED the last id of this stream leaves no room for another entry'}
+    else
+      id = redis.pcall('XADD', KEYS[i], text(ms) .. '-' .. seq, 'f', frame)
+    end
+  end
+  if type(id) == 'table' then
+    answer[#answer + 1] = i - 4
+    answer[#answer + 1] = id.err
+  else
+    if blob ~= '' then
+      redis.call('RPUSH', prefix .. 'blobs:' .. event, seq .. ' ' .. blob)
+      redis.call('PEXPIRE', prefix .. 'blobs:' .. event, run_ttl)
+    end
+    local fresh = mark_n < 0
+    if fresh or n - mark_n >= keep_events / 8 or b - mark_b >= keep_bytes / 8 or ms - mark_ms >= keep_ms / 8 then
+      mark_n, mark_b, mark_ms = n, b, ms
+      marks = trim(event, KEYS[i], n + count, b + size, marks .. seq .. ' ' .. text(b) .. ' ' .. id .. ';')
+      redis.call('PEXPIRE', KEYS[i], text(keep_ms * 1.25 + 1000))
+    end
+    redis.call('HSET', KEYS[3], event,
+      table.concat({text(n + count), text(b + size), text(ms), text(mark_n), text(mark_b), text(mark_ms), marks}, ' '))
+    if fresh then redis.call('PEXPIRE', KEYS[3], run_ttl) end
+  end
+end
+redis.call('HSET', KEYS[2], 'batch', ARGV[3])
+if last < 0 then redis.call('PEXPIRE', KEYS[2], run_ttl) end
+return answer

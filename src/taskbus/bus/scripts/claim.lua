@@ -1,0 +1,34 @@
+#!lua flags=allow-oom
+-- Take a node id and register, or do it again for the same life of a node.
+-- KEYS: nodes, labels, epoch, finish.
+-- ARGV: prefix, wanted id or '', token, lease in ms, run ttl in ms, a new epoch, host, pid, role, step, labels...
+-- Answers {'OK', id, epoch, time in ms, last id of the inbox, finish as a flat list} or {'TAKEN', host, pid, started}.
+local prefix, id, token, lease, ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+if id == '' then
+  local n = 0
+  while redis.call('EXISTS', prefix .. 'node:' .. n) == 1 do n = n + 1 end
+  id = tostring(n)
+end
+local node = prefix .. 'node:' .. id
+local holder = redis.call('HMGET', node, 'token', 'host', 'pid', 'started')
+if holder[1] and holder[1] ~= token then return {'TAKEN', holder[2] or '', holder[3] or '', holder[4] or ''} end
+local time = redis.call('TIME')
+local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
+redis.call('SET', KEYS[3], ARGV[6], 'NX')
+local finish = redis.call('HGETALL', KEYS[4])
+redis.call('HSETNX', node, 'started', now)
+redis.call('HSET', node, 'token', token, 'lease', lease, 'host', ARGV[7], 'pid', ARGV[8], 'role', ARGV[9], 'step', ARGV[10],
+  'healthy', '1', 'labels', table.concat(ARGV, ',', 11))
+redis.call('PEXPIRE', node, lease)
+redis.call('SADD', KEYS[1], id)
+for i = 11, #ARGV do
+  redis.call('SADD', KEYS[2], ARGV[i])
+  redis.call('SADD', prefix .. 'label:' .. ARGV[i], id)
+  redis.call('PEXPIRE', prefix .. 'label:' .. ARGV[i], ttl)
+end
+-- Whoever held this id before reads here that it does not any more.
+local inbox = node .. ':inbox'
+local last = redis.call('XADD', inbox, 'MAXLEN', '~', '100', '*', 'k', 'claim', 'token', token)
+redis.call('PEXPIRE', inbox, ttl)
+for i = 1, 3 do redis.call('PEXPIRE', KEYS[i], ttl) end
+return {'OK', id, redis.call('GET', KEYS[3]), now, last, finish}

@@ -1,0 +1,16 @@
+#!lua flags=allow-oom
+-- Remove the nodes whose lease ran out. KEYS: nodes, labels. ARGV: prefix. Answers their ids.
+local gone = {}
+for _, id in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+  if redis.call('EXISTS', ARGV[1] .. 'node:' .. id) == 0 then gone[#gone + 1] = id end
+end
+if #gone == 0 then return gone end
+for _, id in ipairs(gone) do
+  redis.call('SREM', KEYS[1], id)
+  redis.call('DEL', ARGV[1] .. 'node:' .. id .. ':inbox')
+end
+for _, label in ipairs(redis.call('SMEMBERS', KEYS[2])) do
+  for _, id in ipairs(gone) do redis.call('SREM', ARGV[1] .. 'label:' .. label, id) end
+  if redis.call('EXISTS', ARGV[1] .. 'label:' .. label) == 0 then redis.call('SREM', KEYS[2], label) end
+end
+return gone

@@ -1,0 +1,247 @@
+"""One connection, driven directly: packed commands out, replies in, errors in our words.
+
+redis-py opens the connection (TLS, login, sockets of every kind); then its socket and its hiredis reader are used without
+the layers of the client, which cost three times the round trip itself. Nothing here retries.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import hiredis
+from redis import exceptions as driver
+from redis.connection import DefaultParser
+
+from taskbus.bus.connect import Target, explain
+from taskbus.bus.scripts import load
+from taskbus.errors import BusUnavailable, ConfigError
+
+__all__ = ["Backoff", "Calls", "Wire", "check_version", "pack", "pack_value"]
+
+_PIECE = 1 << 20
+_READ_SIZE = 1 << 16
+_MORE = object()
+
+Arg = bytes | str | int | float
+
+
+def pack(*args: Arg) -> bytes:
+    """One command in the wire format."""
+    return hiredis.pack_command(args)  # type: ignore[no-any-return]
+
+
+def pack_value(command: Sequence[bytes], value: Sequence[bytes | memoryview], tail: Sequence[bytes]) -> list[bytes | memoryview]:
+    """One command whose middle argument is large and given in parts, which are not copied."""
+    head = b"*%d\r\n" % (len(command) + 1 + len(tail)) + b"".join(b"$%d\r\n%b\r\n" % (len(a), a) for a in command)
+    size = sum(len(part) if isinstance(part, bytes) else part.nbytes for part in value)
+    end = b"\r\n" + b"".join(b"$%d\r\n%b\r\n" % (len(a), a) for a in tail)
+    return [head + b"$%d\r\n" % size, *value, end]
+
+
+class Wire:
+    """A connection that is open or not; used by one thread at a time, except :meth:`abort`."""
+
+    def __init__(self, target: Target, timeout: float) -> None:
+        self.target = target
+        self.timeout = timeout
+        self._connection: Any = None
+        self._socket: Any = None
+        self._reader: Any = None
+        self._buffer = bytearray(_READ_SIZE)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the last use of it did not fail."""
+        return self._connection is not None
+
+    def open(self) -> None:
+        """Connect and log in; raises ``BusUnavailable`` or ``BusDenied``."""
+        connection = self.target.connection()
+        try:
+            connection.connect()
+        except Exception as error:
+            connection.disconnect()
+            raise explain(error, self.target.where) from error
+        sock = connection._sock
+        if isinstance(sock, socket.socket):
+            sock.settimeout(self.timeout)
+            self._socket = sock
+            self._reader = hiredis.Reader(
+                protocolError=driver.InvalidResponse, replyError=DefaultParser.parse_error, notEnoughData=_MORE
+            )
+        self._connection = connection
+
+    def send(self, parts: Iterable[bytes | memoryview]) -> None:
+        """Send packed commands; a large part goes in pieces, so that the timeout bounds the silence, not the size."""
+        try:
+            if self._socket is None:
+                self._connection.send_packed_command(list(parts), check_health=False)
+                return
+            for part in parts:
+                if len(part) <= _PIECE:
+                    self._socket.sendall(part)
+                else:
+                    view = memoryview(part).cast("B")
+                    for start in range(0, len(view), _PIECE):
+                        self._socket.sendall(view[start : start + _PIECE])
+        except Exception as error:
+            self._broken(error)
+
+    def read(self) -> Any:
+        """The next reply; an error reply is returned, not raised, for it belongs to its command."""
+        try:
+            if self._reader is None:
+                return self._read_slowly()
+            reply = self._reader.gets(False)
+            while reply is _MORE:
+                count = self._socket.recv_into(self._buffer)
+                if not count:
+                    raise driver.ConnectionError("the connection was closed")
+                self._reader.feed(self._buffer, 0, count)
+                reply = self._reader.gets(False)
+        except Exception as error:
+            self._broken(error)
+        return reply
+
+    def _read_slowly(self) -> Any:
+        try:
+            return self._connection.read_response(disable_decoding=True)
+        except driver.ResponseError as reply:
+            return reply
+
+    def call(self, *args: Arg) -> Any:
+        """One command, one reply; raises what an error reply means."""
+        self.send([pack(*args)])
+        return self.check(self.read())
+
+    def check(self, reply: Any) -> Any:
+        """The reply, or what it means raised when it is an error."""
+        if isinstance(reply, Exception):
+            raise explain(reply, self.target.where) from reply
+        return reply
+
+    def script(self, name: str, keys: Sequence[Arg], args: Sequence[Arg]) -> Any:
+        """Run a script by its digest, and by its text when the server has forgotten it."""
+        script = load(name, self.target.in_process)
+        tail = (len(keys), *keys, *args)
+        self.send([pack(b"EVALSHA", script.sha, *tail)])
+        reply = self.read()
+        if isinstance(reply, driver.NoScriptError):
+            self.send([pack(b"EVAL", script.text, *tail)])
+            reply = self.read()
+        return self.check(reply)
+
+    def abort(self) -> None:
+        """From another thread: end a read that blocks. The owner sees ``BusUnavailable`` and closes."""
+        sock = self._socket
+        if sock is not None:
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # closed already
+
+    def close(self) -> None:
+        """Close; harmless when closed."""
+        connection, self._connection, self._socket, self._reader = self._connection, None, None, None
+        if connection is not None:
+            try:
+                connection.disconnect()
+            except ValueError:
+                pass  # the in-process server is still inside a blocking call of this connection
+
+    def _broken(self, error: Exception) -> None:
+        self.close()
+        raise explain(error, self.target.where) from error
+
+
+class Backoff:
+    """Full jitter between nothing and a bound that doubles from 50 ms to 1 s."""
+
+    def __init__(self, cap: float = 1.0) -> None:
+        self._cap = cap
+        self._bound = 0.05
+
+    def next(self) -> float:
+        """Seconds to wait before the next attempt."""
+        delay = random.uniform(self._bound / 2, self._bound)
+        self._bound = min(self._cap, self._bound * 2)
+        return delay
+
+    def reset(self) -> None:
+        """The last attempt succeeded."""
+        self._bound = 0.05
+
+
+class Calls:
+    """A wire that threads share for single calls, each with a deadline of its own that bounds all attempts.
+
+    Only for commands that may run twice: reads, and scripts that say so.
+    """
+
+    def __init__(self, target: Target, *, timeout: float, deadline: float, stopping: threading.Event) -> None:
+        self._wire = Wire(target, timeout)
+        self._deadline = deadline
+        self._stopping = stopping
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+
+    def script(self, name: str, keys: Sequence[Arg], args: Sequence[Arg], timeout: float | None = None) -> Any:
+        """Run a script; see :meth:`Wire.script`."""
+        return self._attempt(lambda wire: wire.script(name, keys, args), timeout)
+
+    def call(self, *args: Arg, timeout: float | None = None) -> Any:
+        """Run one command."""
+        return self._attempt(lambda wire: wire.call(*args), timeout)
+
+    def _attempt(self, use: Any, timeout: float | None) -> Any:
+        deadline = time.monotonic() + (self._deadline if timeout is None else timeout)
+        backoff = Backoff()
+        while True:
+            try:
+                return self._once(use, deadline)
+            except BusUnavailable as error:
+                delay = backoff.next()
+                if time.monotonic() + delay >= deadline or self._stopping.wait(delay):
+                    raise error
+
+    def _once(self, use: Any, deadline: float) -> Any:
+        if not self._lock.acquire(timeout=max(0.001, deadline - time.monotonic())):
+            raise BusUnavailable(f"Redis at {self._wire.target.where} did not answer in time", where=self._wire.target.where)
+        try:
+            if not self._wire.is_open:
+                self._wire.open()
+            return use(self._wire)
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        """Close the wire; a call that is under way in another thread ends with ``BusUnavailable``."""
+        self._wire.abort()
+        if self._lock.acquire(timeout=0.2):
+            try:
+                self._wire.close()
+            finally:
+                self._lock.release()
+
+
+def check_version(calls: Calls, where: str) -> None:
+    """Refuse a server below 7.0 with one sentence; a server that does not say its version is taken at its word."""
+    try:
+        hello = calls.call(b"HELLO")
+    except Exception as error:
+        if "HELLO" not in str(error).upper():
+            raise
+        if "unknown command" in str(error).lower():
+            raise ConfigError(f"Redis at {where} is older than 6.0; taskbus needs Redis 7.0 or Valkey") from None
+        return
+    fields = dict(zip(hello[::2], hello[1::2], strict=False))
+    version, server = fields.get(b"version", b"").decode(), fields.get(b"server", b"").decode()
+    major = version.partition(".")[0]
+    if server == "redis" and major.isdigit() and int(major) < 7:
+        raise ConfigError(f"Redis at {where} is version {version}; taskbus needs Redis 7.0 or Valkey", version=version)
