@@ -1,0 +1,315 @@
+"""The one table of listeners and waiters of a node, or of a standalone task, and the threads that call listeners."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import deque
+from fnmatch import fnmatchcase
+from time import monotonic
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from taskbus.errors import BusUnavailable, ConfigError, NotStarted
+from taskbus.mailbox import ErrorBox, Listener, function_name
+from taskbus.waiting import Trail, Waiter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from taskbus.types import Event, Sink
+
+__all__ = ["ErrorBox", "EventLoop", "Listener", "Trail", "Waiter", "check_event", "function_name"]
+
+LOCAL_TIMEOUT: Final = 5.0
+"""Seconds that a local emit waits for a listener whose mailbox is full, as long as any one call on the bus may take."""
+
+STOP_TIMEOUT: Final = 2.0
+IDLE_THREADS: Final = 32
+EVENT_NAME: Final = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+
+
+def check_event(event: str) -> None:
+    """Refuse what cannot be the name of an event, with a :class:`ConfigError` that quotes it."""
+    if not isinstance(event, str) or not EVENT_NAME.fullmatch(event):
+        raise ConfigError(f"an event's name is 1 to 128 characters of A-Z a-z 0-9 _ . : -, got {event!r}", event=event)
+
+
+class EventLoop:
+    """Events within a process: listeners by name, each with a mailbox of its own.
+
+    An emitting thread only drops events into mailboxes. Threads borrowed from this loop call the listeners: each in
+    order and one call at a time, so a slow one delays nobody else. They start with the first mail and end with
+    :meth:`stop`.
+    """
+
+    _named: ClassVar[dict[str, EventLoop]] = {}
+    _named_lock: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, name: str = "default") -> None:
+        self.name = name
+        self.on_room: Callable[[str], None] | None = None
+        """Called, on any thread, with an event's name when a full sink has room again and nothing is pending for it."""
+        self._errors = ErrorBox()
+        self._closed = False
+        self._table: dict[str, tuple[Sink, ...]] = {}  # read without a lock: tuples are replaced, never changed
+        self._lock = threading.Lock()
+        self._quiet = threading.Condition(self._lock)
+        self._busy: set[Listener] = set()
+        self._idle: list[_DeliveryThread] = []
+        self._threads: set[_DeliveryThread] = set()
+        self._pending: dict[str, dict[Sink, deque[_Rest]]] = {}
+        self._pending_lock = threading.Lock()
+
+    @classmethod
+    def get_event_loop(cls, name: str = "default") -> EventLoop:
+        """The loop of that name: the same one for everybody in the process until it is stopped."""
+        with cls._named_lock:
+            return cls._named.setdefault(name, cls(name))
+
+    # For users
+
+    def on(self, event: str, fn: Callable[..., Any]) -> None:
+        """Call ``fn`` with the arguments of every ``event`` from now on."""
+        self._listen(event, fn, once=False)
+
+    def once(self, event: str, fn: Callable[..., Any]) -> None:
+        """Call ``fn`` with the next ``event`` only, however many threads emit it at the same time."""
+        self._listen(event, fn, once=True)
+
+    def off(self, event: str, fn: Callable[..., Any] | None = None) -> None:
+        """Remove ``fn``, or every listener, from the events that match the shell-style glob ``event``."""
+        for name in list(self._table):
+            if fnmatchcase(name, event):
+                for sink in self.sinks(name):
+                    if isinstance(sink, Listener) and (fn is None or sink.fn == fn):
+                        self.detach(sink)
+                        sink.close()
+
+    def emit(self, event: str, *args: Any, **kwargs: Any) -> None:
+        """Pass ``event`` to its listeners, in order with what this thread emitted before.
+
+        Raises:
+            BaseException: An error that a listener raised since the last call, as it was raised there.
+            BusUnavailable: A listener is so far behind that its mailbox had no room within 5 s.
+        """
+        self._check_open()
+        if self._errors.kept:
+            self._errors.raise_first()
+        self.deliver(event, args, kwargs, LOCAL_TIMEOUT)
+
+    def listened(self, event: str) -> bool:
+        """Whether anybody listens to or waits for ``event``."""
+        return event in self._table
+
+    def stop(self) -> None:
+        """Deliver what was emitted, within 2 s, then drop all listeners and end the threads; harmless when repeated."""
+        with self._named_lock:
+            if self._named.get(self.name) is self:
+                del self._named[self.name]
+        deadline = monotonic() + STOP_TIMEOUT
+        self.drain(STOP_TIMEOUT)
+        self.close(max(0.0, deadline - monotonic()))
+
+    def _listen(self, event: str, fn: Callable[..., Any], *, once: bool) -> None:
+        if not callable(fn):
+            raise TypeError(f"a listener has to be callable, got {fn!r}")
+        self._check_open()
+        self.attach(Listener(self, event, fn, self._errors.add, once=once))
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise NotStarted(f"event loop {self.name!r} was stopped")
+
+    # The table
+
+    def attach(self, sink: Sink) -> None:
+        """Put ``sink`` into the table: it takes part in what is delivered from now on."""
+        with self._lock:
+            if not self._closed:
+                self._table[sink.event] = (*self._table.get(sink.event, ()), sink)
+                return
+        sink.close()
+
+    def detach(self, sink: Sink) -> None:
+        """Take ``sink`` out of the table, with what is pending for it; harmless when it is not there."""
+        self.remove(sink)
+        with self._pending_lock:
+            waiting = self._pending.get(sink.event, {})
+            held = waiting.pop(sink, None) is not None
+        if held:
+            self.refill(sink.event)
+
+    def remove(self, sink: Sink) -> None:
+        """Take ``sink`` out of the table only."""
+        with self._lock:
+            left = tuple(other for other in self._table.get(sink.event, ()) if other is not sink)
+            if left:
+                self._table[sink.event] = left
+            else:
+                self._table.pop(sink.event, None)
+
+    def sinks(self, event: str) -> tuple[Sink, ...]:
+        return self._table.get(event, ())
+
+    # Events in
+
+    def deliver(self, event: str, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float) -> None:
+        """Put an event of this process into every ready sink, waiting up to ``timeout`` seconds for room in all.
+
+        Raises:
+            BusUnavailable: At least one sink had no room in time; the others have the event.
+        """
+        full: BusUnavailable | None = None
+        for sink in self._table.get(event, ()):
+            if sink.ready:
+                try:
+                    sink.put(args, kwargs, 0.0 if full else timeout)
+                except BusUnavailable as error:
+                    full = full or error
+        if full is not None:
+            raise full
+
+    def offer(self, event: str, events: Sequence[Event], start: int, nbytes: int) -> bool:
+        """Give ``events[start:]``, the events of one frame of ``nbytes`` bytes, to every ready sink; never blocks.
+
+        The events are taken in any case. ``False`` means that some wait in the loop for a full sink: read no more of
+        this event until :attr:`on_room` is called with its name.
+        """
+        with self._pending_lock:
+            waiting = self._pending.get(event)
+            for sink in self._table.get(event, ()):
+                if not sink.ready:
+                    continue
+                if waiting is not None and sink in waiting:
+                    waiting[sink].append((events, start, nbytes))
+                    continue
+                taken = sink.offer(events, start, nbytes)
+                if taken < len(events):
+                    waiting = self._pending.setdefault(event, {})
+                    waiting[sink] = deque([(events, taken, nbytes)])
+            return waiting is None
+
+    def refill(self, event: str) -> None:
+        """Offer what is pending for ``event`` again; called by a sink that was full and has room."""
+        with self._pending_lock:
+            waiting = self._pending.get(event, {})
+            for sink in [sink for sink, rest in waiting.items() if _place(sink, rest)]:
+                del waiting[sink]
+            if waiting:
+                return
+            self._pending.pop(event, None)
+        if self.on_room is not None:
+            self.on_room(event)
+
+    def pending(self, event: str) -> bool:
+        """Whether events of that name wait for a full sink."""
+        return event in self._pending
+
+    # Delivery threads
+
+    def lend(self, listener: Listener) -> None:
+        with self._lock:
+            if listener.awake or self._closed:
+                return
+            listener.awake = True
+            self._busy.add(listener)
+            thread = self._idle.pop() if self._idle else None
+            if thread is None:
+                thread = _DeliveryThread(f"taskbus-{self.name}-{len(self._threads)}")
+                self._threads.add(thread)
+        thread.give(listener)
+
+    def rest(self, listener: Listener) -> bool:
+        with self._lock:
+            listener.awake = False
+            if listener.has_mail() and not self._closed:
+                listener.awake = True
+                return False
+            self._busy.discard(listener)
+            self._quiet.notify_all()
+            thread = threading.current_thread()
+            assert isinstance(thread, _DeliveryThread)
+            thread.listener = None
+            if not self._closed and len(self._idle) < IDLE_THREADS:
+                self._idle.append(thread)
+                return True
+            self._threads.discard(thread)
+        thread.give(None)
+        return True
+
+    def drain(self, timeout: float) -> list[str]:
+        """Wait until every mailbox is empty and no listener runs, save the one on this thread.
+
+        Returns:
+            Names of the functions that were still busy at the timeout.
+        """
+        thread = threading.current_thread()
+        own = {thread.listener} if isinstance(thread, _DeliveryThread) else set()
+        with self._quiet:
+            self._quiet.wait_for(lambda: self._busy <= own, max(0.0, timeout))
+            return sorted(function_name(listener.fn) for listener in self._busy if listener not in own)
+
+    def slow(self, older_than: float) -> list[tuple[str, str, float]]:
+        """The calls that have run for longer than ``older_than`` seconds: ``(event, function, seconds)``."""
+        now = monotonic()
+        with self._lock:
+            busy = [(listener, now - listener.since) for listener in self._busy if listener.since]
+        return [(one.event, function_name(one.fn), age) for one, age in busy if age > older_than]
+
+    def close(self, timeout: float = 0.0) -> None:
+        """Close every sink and end the threads; those inside a call get ``timeout`` seconds, then end by themselves."""
+        with self._lock:
+            self._closed = True
+            sinks = [sink for sinks in self._table.values() for sink in sinks]
+            self._table.clear()
+            idle, self._idle = self._idle, []
+            threads = list(self._threads)
+        with self._pending_lock:
+            self._pending.clear()
+        for sink in sinks:
+            sink.close()
+        for thread in idle:
+            thread.give(None)
+        deadline = monotonic() + timeout
+        for thread in threads:
+            if thread.is_alive() and thread is not threading.current_thread():
+                thread.join(None if thread in idle else max(0.0, deadline - monotonic()))
+
+
+_Rest = tuple["Sequence[Event]", int, int]
+
+
+def _place(sink: Sink, rest: deque[_Rest]) -> bool:
+    """Offer the rest to its sink; true when it was taken whole."""
+    while rest:
+        events, start, nbytes = rest[0]
+        taken = sink.offer(events, start, nbytes)
+        if taken < len(events):
+            rest[0] = (events, taken, nbytes)
+            return False
+        rest.popleft()
+    return True
+
+
+class _DeliveryThread(threading.Thread):
+    """Runs one listener at a time; between two it blocks on its own lock, without a timeout."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name, daemon=True)
+        self.listener: Listener | None = None
+        self._wake = threading.Lock()
+        self._wake.acquire()
+
+    def give(self, listener: Listener | None) -> None:
+        """Hand over a listener to run; ``None`` ends the thread."""
+        self.listener = listener
+        self._wake.release()
+        if self.ident is None:
+            self.start()
+
+    def run(self) -> None:
+        while True:
+            self._wake.acquire()
+            if self.listener is None:
+                return
+            self.listener.run()
