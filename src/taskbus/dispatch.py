@@ -159,13 +159,16 @@ class EventLoop:
         Raises:
             BusUnavailable: At least one sink had no room in time; the others have the event.
         """
+        self.deliver_to([sink for sink in self._table.get(event, ()) if sink.ready], args, kwargs, timeout)
+
+    def deliver_to(self, sinks: Sequence[Sink], args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float) -> None:
+        """Put an event into these sinks, ready or not, as :meth:`deliver` does."""
         full: BusUnavailable | None = None
-        for sink in self._table.get(event, ()):
-            if sink.ready:
-                try:
-                    sink.put(args, kwargs, 0.0 if full else timeout)
-                except BusUnavailable as error:
-                    full = full or error
+        for sink in sinks:
+            try:
+                sink.put(args, kwargs, 0.0 if full else timeout)
+            except BusUnavailable as error:
+                full = full or error
         if full is not None:
             raise full
 
