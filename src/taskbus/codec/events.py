@@ -1,0 +1,185 @@
+"""The arguments of events to the text and buffers of a frame, and back."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+import orjson
+
+# What these modules know is in the tables of tree once they are imported.
+from taskbus.codec import arrays, binary, containers, leaves, registered, tensors  # noqa: F401
+from taskbus.codec.tree import MAX_DEPTH, MAX_VALUES, Refused, TreeReader, TreeWriter, malformed
+from taskbus.errors import DecodeError, EncodeError
+from taskbus.types import Event
+
+__all__ = ["Encoded", "decode", "encode", "encode_pickle"]
+
+_SCALARS = frozenset({type(None), bool, int, float, str})
+_CONTAINERS = frozenset({list, dict})
+_OPTIONS = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
+_all_scalars = _SCALARS.issuperset
+_values = dict.values
+_dumps = orjson.dumps
+_loads = orjson.loads
+_tuple = tuple.__new__
+
+
+class Encoded(NamedTuple):
+    """One event, ready to join a frame.
+
+    ``text`` is one JSON array: ``[args]`` or ``[args, kwargs]`` of plain values, ``[args, kwargs, n]`` with tagged
+    values and ``n`` buffers, or ``[[], {}, n, "pickle"]``. ``buffers`` are flat views of the caller's own memory: they
+    have to be copied or written before ``emit`` returns.
+    """
+
+    text: bytes
+    buffers: tuple[memoryview, ...]
+
+
+def encode(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Encoded:
+    """Encode the arguments of one event, on the thread that emits it.
+
+    Raises:
+        EncodeError: A value cannot travel, contains itself or is nested deeper than ``MAX_DEPTH``; ``path`` says which.
+    """
+    nested: list[Any] = []
+    for value in (*args, *kwargs.values()) if args else kwargs.values():
+        kind = type(value)
+        if kind not in _SCALARS and not (kind is list and _all_scalars(map(type, value))):
+            nested.append(value)
+    if not nested or _is_plain(nested):
+        try:
+            text = _dumps([args, kwargs] if kwargs else [args])
+            # orjson writes null for a float that is not finite: what comes back from it is then no longer equal.
+            if b"n" not in text or b"null" not in text or _loads(text) == ([[*args], kwargs] if kwargs else [[*args]]):
+                return _tuple(Encoded, (text, ()))
+        except (TypeError, RecursionError):
+            pass  # A large integer, a lone surrogate, a key that is no str: the tree writes it, or says where it is.
+    return _encode_tree(args, kwargs)
+
+
+def encode_pickle(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Encoded:
+    """Encode by pickle protocol 5, for runs that chose ``codec="pickle"``; only signed frames of it are ever read.
+
+    Raises:
+        EncodeError: Something in the arguments cannot be pickled.
+    """
+    buffers: list[memoryview] = []
+    try:
+        data = pickle.dumps((args, kwargs), protocol=5, buffer_callback=lambda each: buffers.append(each.raw()))
+    except Exception as error:
+        raise EncodeError(f"the arguments cannot be pickled: {error!r}", path="") from error
+    return Encoded(b'[[],{},%d,"pickle"]' % (len(buffers) + 1), (memoryview(data), *buffers))
+
+
+def decode(
+    text: bytes | bytearray | memoryview, buffers: Sequence[memoryview], *, allow_pickle: bool = False
+) -> list[Event]:
+    """Decode a JSON array of events; ``buffers`` are those of all events, one after another.
+
+    Arrays and memoryviews are views on ``buffers``, read-only where these are. Values of plain events may be nested as
+    deep as orjson reads (1024), others ``MAX_DEPTH``.
+
+    Args:
+        allow_pickle: Also load pickled events: only for frames whose signature was checked.
+
+    Raises:
+        DecodeError: Whatever is wrong; ``reason`` is ``"malformed"``, ``"unknown type"`` (``type_name`` says which) or
+            ``"pickle"``.
+    """
+    try:
+        found = _loads(text)
+        events: list[Event] = []
+        at = 0
+        for event in found:
+            if len(event) == 2:
+                args, kwargs = event
+                if type(args) is list and type(kwargs) is dict:
+                    events.append(((*args,), kwargs))
+                    continue
+            args, kwargs, own, codec = _parts(event, buffers, at)
+            at += len(own)
+            events.append(_decode_pickle(own, codec, allow_pickle) if codec else _decode_tree(args, kwargs, own))
+        if type(found) is not list or at != len(buffers):
+            raise malformed("not an array of events with their buffers")
+        return events
+    except DecodeError:
+        raise
+    except Exception as error:
+        # Bytes from outside can make any reader fail in its own way, the registered ones above all.
+        raise DecodeError(f"malformed payload: {error!r:.200}", reason="malformed") from error
+
+
+def _is_plain(level: list[Any]) -> bool:
+    """Only values that JSON keeps as they are, as far as types can tell.
+
+    Goes level by level, so that the work for each container is done in C, and ends for cycles too.
+    """
+    for _ in range(MAX_DEPTH):
+        if not _CONTAINERS.issuperset(map(type, level)):
+            return False
+        values: Any = level[0] if len(level) == 1 else None
+        if values is None:
+            values = list(chain.from_iterable([each if type(each) is list else _values(each) for each in level]))
+        elif type(values) is dict:
+            values = values.values()
+        if _all_scalars(map(type, values)):
+            return True
+        if len(values) > MAX_VALUES:
+            return False
+        level = [each for each in values if type(each) not in _SCALARS]
+    return False
+
+
+def _encode_tree(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Encoded:
+    writer = TreeWriter()
+    top = "args"
+    try:
+        trees = writer.items([], args)
+        top = "kwargs"
+        names = writer.named(kwargs.items())
+        text = _dumps([trees, names, len(writer.buffers)], None, _OPTIONS)
+    except Refused as refused:
+        path = top + refused.path
+        raise EncodeError(f"{path}: {refused.reason}", path=path) from refused.__cause__
+    except RecursionError:
+        raise EncodeError(f"{top}: nested too deeply for what is left of the stack", path=top) from None
+    except (TypeError, AttributeError) as error:
+        raise EncodeError(f"{top}: {error}", path=top) from error
+    return Encoded(text, tuple(writer.buffers))
+
+
+def _parts(
+    event: Any, buffers: Sequence[memoryview], at: int
+) -> tuple[list[Any], dict[str, Any], Sequence[memoryview], str]:
+    """The arguments, the buffers and the codec (``""`` is ours) of an event that is not the usual pair."""
+    if type(event) is not list or not 0 < len(event) <= 4:
+        raise malformed("an event that is none")
+    args, kwargs, count, codec = (event + [{}, 0, ""][len(event) - 1 :])[:4]
+    if type(args) is not list or type(kwargs) is not dict or type(count) is not int or type(codec) is not str:
+        raise malformed("an event that is none")
+    if not 0 <= count <= len(buffers) - at:
+        raise malformed("a buffer is missing")
+    return args, kwargs, buffers[at : at + count], codec
+
+
+def _decode_tree(args: list[Any], kwargs: dict[str, Any], buffers: Sequence[memoryview]) -> Event:
+    reader = TreeReader(buffers)
+    # Not by value(): the arguments are no list of the user's, and their first may look like a tag.
+    event = tuple(reader.items(args)), reader.value(kwargs)
+    reader.done()
+    return event
+
+
+def _decode_pickle(buffers: Sequence[memoryview], codec: str, allow_pickle: bool) -> Event:
+    if codec != "pickle" or not buffers:
+        raise malformed("an event of no known codec")
+    if not allow_pickle:
+        raise DecodeError("a pickled event, and this reader takes none", reason="pickle")
+    args, kwargs = pickle.loads(buffers[0], buffers=buffers[1:])
+    if type(args) is not tuple or type(kwargs) is not dict:
+        raise malformed("a pickle of something else")
+    return args, kwargs
