@@ -42,7 +42,7 @@ def no_thread_stays_behind(settings_from_outside: None) -> Iterator[None]:
     try:
         until(lambda: not left(), timeout=5)
     except WaitTimeout:
-        pytest.fail(f"threads stayed behind: {', '.join(left())}")
+        pytest.fail(f"threads stayed behind: {', '.join(left())}", pytrace=False)
 
 
 @pytest.fixture(scope="session")
@@ -80,7 +80,8 @@ def memory_url() -> Iterator[str]:
     yield f"memory://{name}"
     server = MEMORY_SERVERS.pop(name, None)
     if server is not None:
-        _check_keys(fakeredis.FakeRedis(server=server))
+        with fakeredis.FakeRedis(server=server) as client:
+            _check_keys(client)
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -104,4 +105,5 @@ def _check_keys(client: redis.Redis) -> None:
     found: list[Any] = list(client.scan_iter("taskbus:*"))
     for_ever = sorted(key.decode() for key in found if client.ttl(key) == -1)
     if for_ever:
+        client.delete(*for_ever)  # one test's fault, not that of all that follow
         pytest.fail(f"keys without an expiry: {', '.join(for_ever)}")
