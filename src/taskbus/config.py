@@ -55,8 +55,8 @@ def hide_password(url: str) -> str:
 class RouterConfig:
     """Everything a router needs to know; durations in seconds, sizes in bytes.
 
-    ``retention_*`` bound what the run keeps for each event name: so many events, so old, so many bytes (blobs included);
-    the first bound that is reached counts. ``op_timeout`` bounds any one call, retries included.
+    ``retention_*`` bound what the run keeps for each event name: so many events, so old, so many bytes (large payloads
+    included); the first bound that is reached counts. ``op_timeout`` bounds any one call, retries included.
     """
 
     url: str = ""
@@ -94,12 +94,21 @@ class RouterConfig:
             self._check_number(name, 0.0)
         for name in ("retention_seconds", "finish_ttl", "run_ttl"):
             self._check_number(name, 0.001)
-        for name in ("retention_events", "retention_bytes", "outbox_events", "outbox_bytes", "blob_threshold", "max_payload"):
+        for name in (
+            "retention_events",
+            "retention_bytes",
+            "outbox_events",
+            "outbox_bytes",
+            "blob_threshold",
+            "max_payload",
+        ):
             self._check_number(name, 1)
         if self.lease < 2 * self.heartbeat:
             raise ConfigError(f"lease ({self.lease} s) must be at least two heartbeats ({self.heartbeat} s each)")
         if self.max_payload > 512 * _MIB:
-            raise ConfigError(f"max_payload must be at most 512 MiB, the limit of a Redis value, not {self.max_payload}")
+            raise ConfigError(
+                f"max_payload must be at most 512 MiB, the limit of a Redis value, not {self.max_payload}"
+            )
         if not re.fullmatch(r"memory|replicas:[1-9][0-9]*", self.ack):
             raise ConfigError(f"ack must be 'memory' or 'replicas:N', not {self.ack!r}")
         if self.codec not in ("orjson", "pickle"):
@@ -124,7 +133,10 @@ class RouterConfig:
 
     @classmethod
     def from_env(cls, **given: Any) -> RouterConfig:
-        """Settings from ``TASKBUS_URL``, ``_RUN_ID``, ``_LABELS``, ``_NODE_ID`` and ``_SECRET``; ``given`` wins where not None."""
+        """Settings from ``TASKBUS_URL``, ``_RUN_ID``, ``_LABELS``, ``_NODE_ID`` and ``_SECRET``.
+
+        What is given and not None wins.
+        """
         known = {f.name for f in fields(cls)}
         for name in given:
             if name not in known:

@@ -25,8 +25,8 @@ Labels = Sequence[str] | set[str] | frozenset[str] | str | None
 class NodeInfo:
     """A live node as the registry knows it.
 
-    ``seen`` is the age of its last heartbeat in seconds, by Redis' clock; ``started`` is a Unix time; ``healthy`` is the
-    node's own word on its reader (a node that writes but no longer hears says ``False``).
+    ``seen`` is the age of its last sign of life in seconds, by Redis' clock; ``started`` is a Unix time; ``healthy`` is
+    the node's own word on its reader (a node that writes but no longer hears says ``False``).
     """
 
     id: str
@@ -57,8 +57,10 @@ class FinishInfo:
 class RouterStats:
     """What a router has done since it started; counts of events unless said otherwise.
 
-    ``lag`` is the number of events that Redis keeps for this node's subscriptions and that it has not read yet, as of the
-    last look; ``reader_age`` and ``heartbeat_age`` are seconds since the last sign of life of each.
+    ``missed`` were trimmed before they were read; ``lost`` had been acknowledged to this node when Redis lost them;
+    ``gaps`` is how often the pub/sub connection was away, and ``dropped`` the transient events that a full listener had
+    no room for. ``lag`` is the number of events that Redis keeps for this node's subscriptions and that it has not read
+    yet, as of the last look; ``reader_age`` and ``heartbeat_age`` are seconds since the last sign of life of each.
     """
 
     emitted: int = 0
@@ -69,6 +71,8 @@ class RouterStats:
     lost: int = 0
     rejected: Mapping[str, int] = field(default_factory=dict)
     reconnects: int = 0
+    gaps: int = 0
+    dropped: int = 0
     state_losses: int = 0
     outbox_events: int = 0
     outbox_bytes: int = 0
@@ -91,7 +95,7 @@ class Sink(Protocol):
         """Take an event emitted in this process; waits up to ``timeout`` seconds for room, then ``BusUnavailable``."""
 
     def offer(self, events: Sequence[Event], start: int, nbytes: int) -> int:
-        """Take ``events[start:]`` as far as there is room, without blocking; return the index of the first not taken."""
+        """Take ``events[start:]`` as far as there is room, without blocking; return the index of the next."""
 
     def close(self) -> None:
         """Take nothing any more, and wake whoever waits."""
@@ -112,7 +116,7 @@ class Link(Protocol):
     @property
     def finished(self) -> FinishInfo | None: ...
 
-    def emit(
+    def emit_event(
         self,
         event: str,
         args: tuple[Any, ...],
@@ -123,6 +127,9 @@ class Link(Protocol):
         only_to: Labels = None,
         transient: bool = False,
     ) -> None: ...
+
+    def add_labels(self, labels: frozenset[str]) -> None:
+        """Carry these labels too, for ``only_to`` and the registry."""
 
     def subscribe(self, sink: Sink, since: Since = "now") -> None:
         """Attach ``sink``; on return the subscription holds. ``"joined"`` (trails): all since this node joined."""

@@ -32,7 +32,10 @@ class Target:
     def __init__(self, url: str, connect_timeout: float) -> None:
         scheme, separator, rest = url.partition("://")
         if not separator:
-            raise ConfigError(f"the URL of the bus must begin with redis://, rediss://, unix:// or memory://, not {hide_password(url)!r}")
+            raise ConfigError(
+                "the URL of the bus must begin with redis://, rediss://, unix:// or memory://, "
+                f"not {hide_password(url)!r}"
+            )
         if scheme in _LATER:
             raise ConfigError(f"{_LATER[scheme]} (given: {hide_password(url)})")
         if scheme not in ("redis", "rediss", "unix", "memory"):
@@ -45,7 +48,7 @@ class Target:
             self._kind, self._settings = _memory(rest)
             return
         try:
-            self._settings = parse_url(url)
+            self._settings = parse_url(url)  # type: ignore[no-untyped-call]
         except ValueError as error:
             raise ConfigError(f"the URL of the bus makes no sense: {error} (given: {hide_password(url)})") from None
         self._kind = self._settings.pop("connection_class", redis.Connection)
@@ -98,7 +101,9 @@ def explain(error: BaseException, where: str) -> BusError:
         text = f"{code} {text}"
     chain: BaseException | None = error
     while chain is not None:
-        if isinstance(chain, ssl.SSLCertVerificationError | ssl.SSLError) and not isinstance(chain, TimeoutError | socket.timeout):
+        if isinstance(chain, ssl.SSLCertVerificationError | ssl.SSLError) and not isinstance(
+            chain, TimeoutError | socket.timeout
+        ):
             return BusDenied(f"TLS with Redis at {where} failed: {chain.reason or chain}", where=where)
         chain = chain.__cause__ or chain.__context__
     if isinstance(error, _DENIED):

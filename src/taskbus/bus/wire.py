@@ -1,7 +1,7 @@
 """One connection, driven directly: packed commands out, replies in, errors in our words.
 
-redis-py opens the connection (TLS, login, sockets of every kind); then its socket and its hiredis reader are used without
-the layers of the client, which cost three times the round trip itself. Nothing here retries.
+redis-py opens the connection (TLS, login, sockets of every kind); then its socket is read with hiredis, without the layers
+of the client, which cost three times the round trip itself. Nothing here retries.
 """
 
 from __future__ import annotations
@@ -22,24 +22,27 @@ from taskbus.bus.connect import Target, explain
 from taskbus.bus.scripts import load
 from taskbus.errors import BusUnavailable, ConfigError
 
-__all__ = ["Backoff", "Calls", "Wire", "check_version", "pack", "pack_value"]
+__all__ = ["Arg", "Backoff", "Calls", "Part", "Wire", "check_version", "pack", "pack_value"]
 
 _PIECE = 1 << 20
 _READ_SIZE = 1 << 16
 _MORE = object()
 
 Arg = bytes | str | int | float
+Part = bytes | bytearray | memoryview
 
 
 def pack(*args: Arg) -> bytes:
     """One command in the wire format."""
-    return hiredis.pack_command(args)  # type: ignore[no-any-return]
+    command: Any = args  # the stub of hiredis wants a tuple of one
+    packed: bytes = hiredis.pack_command(command)
+    return packed
 
 
-def pack_value(command: Sequence[bytes], value: Sequence[bytes | memoryview], tail: Sequence[bytes]) -> list[bytes | memoryview]:
+def pack_value(command: Sequence[bytes], value: Sequence[Part], tail: Sequence[bytes]) -> list[Part]:
     """One command whose middle argument is large and given in parts, which are not copied."""
     head = b"*%d\r\n" % (len(command) + 1 + len(tail)) + b"".join(b"$%d\r\n%b\r\n" % (len(a), a) for a in command)
-    size = sum(len(part) if isinstance(part, bytes) else part.nbytes for part in value)
+    size = sum(memoryview(part).nbytes for part in value)
     end = b"\r\n" + b"".join(b"$%d\r\n%b\r\n" % (len(a), a) for a in tail)
     return [head + b"$%d\r\n" % size, *value, end]
 
@@ -47,7 +50,7 @@ def pack_value(command: Sequence[bytes], value: Sequence[bytes | memoryview], ta
 class Wire:
     """A connection that is open or not; used by one thread at a time, except :meth:`abort`."""
 
-    def __init__(self, target: Target, timeout: float) -> None:
+    def __init__(self, target: Target, timeout: float | None) -> None:
         self.target = target
         self.timeout = timeout
         self._connection: Any = None
@@ -62,7 +65,7 @@ class Wire:
 
     def open(self) -> None:
         """Connect and log in; raises ``BusUnavailable`` or ``BusDenied``."""
-        connection = self.target.connection()
+        connection: Any = self.target.connection()
         try:
             connection.connect()
         except Exception as error:
@@ -77,7 +80,7 @@ class Wire:
             )
         self._connection = connection
 
-    def send(self, parts: Iterable[bytes | memoryview]) -> None:
+    def send(self, parts: Iterable[Part]) -> None:
         """Send packed commands; a large part goes in pieces, so that the timeout bounds the silence, not the size."""
         try:
             if self._socket is None:
@@ -90,7 +93,7 @@ class Wire:
                     view = memoryview(part).cast("B")
                     for start in range(0, len(view), _PIECE):
                         self._socket.sendall(view[start : start + _PIECE])
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 the in-process server lets errors of all kinds through
             self._broken(error)
 
     def read(self) -> Any:
@@ -105,7 +108,7 @@ class Wire:
                     raise driver.ConnectionError("the connection was closed")
                 self._reader.feed(self._buffer, 0, count)
                 reply = self._reader.gets(False)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 the in-process server lets errors of all kinds through
             self._broken(error)
         return reply
 
@@ -212,7 +215,9 @@ class Calls:
 
     def _once(self, use: Any, deadline: float) -> Any:
         if not self._lock.acquire(timeout=max(0.001, deadline - time.monotonic())):
-            raise BusUnavailable(f"Redis at {self._wire.target.where} did not answer in time", where=self._wire.target.where)
+            raise BusUnavailable(
+                f"Redis at {self._wire.target.where} did not answer in time", where=self._wire.target.where
+            )
         try:
             if not self._wire.is_open:
                 self._wire.open()

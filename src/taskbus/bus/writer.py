@@ -18,7 +18,7 @@ from redis import exceptions as driver
 
 from taskbus import frame
 from taskbus.bus.scripts import load
-from taskbus.bus.wire import Backoff, Wire, pack, pack_value
+from taskbus.bus.wire import Backoff, Part, Wire, pack, pack_value
 from taskbus.codec import Encoded
 from taskbus.errors import BusDenied, BusError, BusUnavailable, EncodeError, Fenced
 
@@ -52,11 +52,16 @@ class _Open:
         self.size = 0
         self.full = False
 
+    def views(self) -> list[memoryview]:
+        return [memoryview(buffer) for buffer in self.buffers]
+
 
 class Writer:
     """Takes events from any thread and has them appended, in order, each once."""
 
-    def __init__(self, config: RouterConfig, target: Target, keys: Keys, producer: str, on_forgotten: Callable[[], None]) -> None:
+    def __init__(
+        self, config: RouterConfig, target: Target, keys: Keys, producer: str, on_forgotten: Callable[[], None]
+    ) -> None:
         self._config = config
         self._keys = keys
         self._producer = producer
@@ -74,6 +79,7 @@ class Writer:
         self._frames: deque[_Open] = deque()
         self._open: dict[tuple[str, bool], _Open] = {}
         self._batch = 0
+        self._blobs = 0
         self._history: deque[tuple[int, int]] = deque(maxlen=_HISTORY)
         self._thread = threading.Thread(target=self._run, name="taskbus-writer", daemon=True)
         self._refusal: BusError | None = None
@@ -97,7 +103,9 @@ class Writer:
         size = len(text) if not buffers else frame.body_size(text, buffers)
         if size > self._config.max_payload:
             raise EncodeError(
-                f"the event {event!r} is {size} bytes long; max_payload allows {self._config.max_payload}", event=event, size=size
+                f"the event {event!r} is {size} bytes long; max_payload allows {self._config.max_payload}",
+                event=event,
+                size=size,
             )
         copies = [bytes(buffer) for buffer in buffers]
         with self._lock:
@@ -107,7 +115,12 @@ class Writer:
             open_frame = self._open.get(key)
             number = self.sequence.get(event, 0) + 1 if not transient else self.sequence.get("\0" + event, 0) + 1
             self.sequence["\0" + event if transient else event] = number
-            if open_frame is None or open_frame.full or open_frame.only_to != only_to or size > self._config.blob_threshold:
+            if (
+                open_frame is None
+                or open_frame.full
+                or open_frame.only_to != only_to
+                or size > self._config.blob_threshold
+            ):
                 open_frame = self._open[key] = _Open(event, number, only_to, transient)
                 self._frames.append(open_frame)
             if open_frame.count:
@@ -125,13 +138,19 @@ class Writer:
                 self._wake.release()
 
     def sync(self, timeout: float) -> None:
-        """Return when all that was appended before is acknowledged; raises what stands in the way, at the latest in ``timeout`` seconds."""
+        """Return when all that was appended before is acknowledged.
+
+        Raises what stands in the way, at the latest in ``timeout`` seconds.
+        """
         deadline = time.monotonic() + timeout
         with self._changed:
             target = self.emitted
             while self.acknowledged < target:
                 self._raise_fatal()
-                self._wait(deadline, f"{target - self.acknowledged} events are not acknowledged by Redis at {self._target.where}")
+                self._wait(
+                    deadline,
+                    f"{target - self.acknowledged} events are not acknowledged by Redis at {self._target.where}",
+                )
             self._raise_denied()
 
     @property
@@ -140,7 +159,10 @@ class Writer:
         return self.emitted - self.acknowledged
 
     def stop(self, deadline: float) -> int:
-        """Write what is left until ``deadline`` (monotonic), end the thread, and return how many events were not acknowledged."""
+        """Write what is left until ``deadline`` (monotonic), and end the thread.
+
+        Returns how many events were not acknowledged.
+        """
         with self._changed:
             while self.waiting and self.fatal is None and time.monotonic() < deadline:
                 self._waiting += 1
@@ -224,7 +246,8 @@ class Writer:
         self._wire.close()
 
     def _take(self) -> list[_Open]:
-        batch, size = [], 0
+        batch: list[_Open] = []
+        size = 0
         while self._frames and (not batch or size + self._frames[0].size <= _BATCH_BYTES):
             open_frame = self._frames.popleft()
             size += open_frame.size
@@ -258,16 +281,18 @@ class Writer:
                 self._refused(error)
                 self.reconnects += not self._wire.is_open
             except Exception:
-                log.exception("writing to Redis at %s failed in an unforeseen way; it is tried again", self._target.where)
+                log.exception(
+                    "writing to Redis at %s failed in an unforeseen way; it is tried again", self._target.where
+                )
                 self._wire.close()
             if self.fatal is not None or self._stopping.wait(backoff.next()):
                 return
         self._acknowledge(batch, durable)
 
-    def _exchange(self, packed: tuple[list[list[bytes | memoryview]], list[Any]] | None, transient: list[bytes]) -> str:
+    def _exchange(self, packed: tuple[list[list[Part]], list[Any]] | None, transient: list[bytes]) -> str:
         blobs, arguments = packed if packed else ([], None)
         script = load("append", self._target.in_process)
-        parts: list[bytes | memoryview] = [part for blob in blobs for part in blob]
+        parts: list[Part] = [part for blob in blobs for part in blob]
         parts += transient
         if arguments is not None:
             parts.append(self._command(b"EVALSHA", script.sha, arguments))
@@ -286,26 +311,38 @@ class Writer:
     def _command(self, how: bytes, script: bytes, arguments: list[Any]) -> bytes:
         streams, values = arguments
         keys = (self._keys.node(self.node_id), self._keys.producer(self._producer), self._keys.streams, *streams)
-        head = (self._keys.prefix, self._token, self._batch, self._config.retention_events, self._config.retention_bytes)
+        head = (
+            self._keys.prefix,
+            self._token,
+            self._batch,
+            self._config.retention_events,
+            self._config.retention_bytes,
+        )
         ages = (int(self._config.retention_seconds * 1000), int(self._config.run_ttl * 1000))
         return pack(how, script, len(keys), *keys, *head, *ages, *values)
 
     def _understand(self, answer: list[Any], arguments: list[Any]) -> str:
         word = answer[0]
         if word == b"FENCED":
-            raise Fenced(f"another process holds node id {self.node_id!r} now; this node may not write any more", node=self.node_id)
+            raise Fenced(
+                f"another process holds node id {self.node_id!r} now; this node may not write any more",
+                node=self.node_id,
+            )
         if word == b"FORGOTTEN":
             self._on_forgotten()
             return "again"
         if word == b"NOBLOB":
             raise BusUnavailable(f"Redis at {self._target.where} lost a large payload before its event was written")
         before = int(answer[1])
-        if 0 <= before + 1 < self._batch or (before < 0 and self._batch > 1):
+        if self._batch > 1 and before < self._batch - 1:
             self._report_loss(before)
         for position in range(2, len(answer), 2):
             event = self._keys.event_of(arguments[0][answer[position]])
             text = answer[position + 1].decode(errors="replace")
-            self.denied = BusDenied(f"Redis refuses the event {event!r}: its stream {arguments[0][answer[position]].decode()} gives {text}", event=event)
+            self.denied = BusDenied(
+                f"Redis refuses the event {event!r}: its stream {arguments[0][answer[position]].decode()} gives {text}",
+                event=event,
+            )
             log.error("%s", self.denied)
         return "ok"
 
@@ -316,38 +353,56 @@ class Writer:
             self.lost += count
             log.error(
                 "Redis at %s lost %d acknowledged events of this node (batches %d to %d)",
-                self._target.where, count, gone[0][0], gone[-1][0],
+                self._target.where,
+                count,
+                gone[0][0],
+                gone[-1][0],
             )
             self._history.clear()
 
-    def _pack_durable(self, frames: list[_Open]) -> tuple[list[list[bytes | memoryview]], list[Any]]:
-        blobs: list[list[bytes | memoryview]] = []
+    def _pack_durable(self, frames: list[_Open]) -> tuple[list[list[Part]], list[Any]]:
+        blobs: list[list[Part]] = []
         streams: list[bytes] = []
         values: list[Any] = []
-        secret = self._config.secret
+        life = b"%d" % int(self._config.retention_seconds * 1000)
         for item in frames:
-            text = b"[" + item.text + b"]"
+            stream = self._keys.events(item.event)
             blob = ""
             if item.size > self._config.blob_threshold and item.count == 1:
-                blob = f"{self._producer}-{item.event}-{item.first}"
+                self._blobs += 1
+                blob = f"{self._producer}-{self._blobs}"
                 data, chunks = frame.pack_blob(
-                    self._producer, item.first, text, [memoryview(b) for b in item.buffers], blob=blob, only_to=item.only_to, secret=secret
+                    self._producer,
+                    item.first,
+                    b"[" + item.text + b"]",
+                    item.views(),
+                    blob=blob,
+                    only_to=item.only_to,
+                    secret=self._config.secret,
+                    scope=stream.decode(),
                 )
-                life = b"%d" % int(self._config.retention_seconds * 1000)
                 blobs.append(pack_value((b"SET", self._keys.blob(blob)), chunks, (b"PX", life)))
             else:
-                data = frame.pack(
-                    self._producer, item.first, item.count, text, [memoryview(b) for b in item.buffers], only_to=item.only_to, secret=secret
-                )
-            streams.append(self._keys.events(item.event))
+                data = self._pack_inline(item, stream)
+            streams.append(stream)
             values += (item.event, item.count, item.size, data, blob)
         return blobs, [streams, values]
 
     def _pack_transient(self, item: _Open) -> bytes:
-        text = b"[" + item.text + b"]"
-        buffers = [memoryview(b) for b in item.buffers]
-        data = frame.pack(self._producer, item.first, item.count, text, buffers, only_to=item.only_to, secret=self._config.secret)
-        return pack(b"PUBLISH", self._keys.channel(item.event), data)
+        channel = self._keys.channel(item.event)
+        return pack(b"PUBLISH", channel, self._pack_inline(item, channel))
+
+    def _pack_inline(self, item: _Open, scope: bytes) -> bytes:
+        return frame.pack(
+            self._producer,
+            item.first,
+            item.count,
+            b"[" + item.text + b"]",
+            item.views(),
+            only_to=item.only_to,
+            secret=self._config.secret,
+            scope=scope.decode(),
+        )
 
     def _refused(self, error: BusError) -> None:
         with self._changed:

@@ -1,0 +1,162 @@
+"""Pub/sub: transient events, at the lowest cost, for whoever is connected.
+
+The thread reads without a timeout. What shows that its connection lives is the node's own probe: a message that the
+heartbeat publishes on a channel of this node, and that has to come in here before the next beat. The same channel wakes
+the thread when there is a channel to add, so that only one thread ever writes to the connection.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from taskbus.bus.wire import Backoff, Calls, Wire, pack
+from taskbus.errors import BusError, BusUnavailable
+
+if TYPE_CHECKING:
+    from taskbus.bus.connect import Target
+    from taskbus.bus.keys import Keys
+
+__all__ = ["Channels"]
+
+log = logging.getLogger("taskbus")
+
+
+class Channels:
+    """The subscriptions of one node; ``deliver(event, data)`` is called on the thread for each message."""
+
+    def __init__(self, target: Target, keys: Keys, calls: Calls, deliver: Callable[[str, bytes], None]) -> None:
+        self._keys = keys
+        self._calls = calls
+        self._deliver = deliver
+        self._where = target.where
+        self._wire = Wire(target, None)
+        self._changed = threading.Condition()
+        self._wanted: set[str] = set()
+        self._confirmed: set[str] = set()
+        self._sent: set[str] = set()
+        self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
+        self._probed = 0.0
+        self._turn = 0
+        self.probe_channel = b""
+        self.gaps = 0
+        self.sign_of_life = time.monotonic()
+
+    def subscribe(self, event: str, timeout: float) -> None:
+        """Return when messages on the channel of ``event`` arrive here."""
+        if event in self._confirmed:
+            return
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            self._wanted.add(event)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="taskbus-channels", daemon=True)
+                self._thread.start()
+        self._calls.call(b"PUBLISH", self.probe_channel, b"wake", timeout=timeout)
+        with self._changed:
+            if not self._changed.wait_for(
+                lambda: event in self._confirmed or self._stopping.is_set(), max(0.0, deadline - time.monotonic())
+            ):
+                raise BusUnavailable(
+                    f"Redis at {self._where} did not confirm the channel of event {event!r}", event=event
+                )
+
+    def keep(self, listened: Callable[[str], bool]) -> None:
+        """Forget the channels that nobody listens to; they are left at the next reconnect."""
+        with self._changed:
+            self._wanted = {event for event in self._wanted if listened(event)}
+
+    def probe(self) -> bool:
+        """Publish to this node's own channel, most of the times; true when that was this beat's command."""
+        self._turn += 1
+        if self._thread is None or self._turn % 5 == 0:
+            return False
+        self._probed = time.monotonic()
+        try:
+            self._calls.call(b"PUBLISH", self.probe_channel, b"probe")
+        except BusError:
+            self._wire.abort()
+            raise
+        return True
+
+    def watch(self) -> None:
+        """Cut the connection if it did not bring the last probe."""
+        if self._thread is not None and self._probed > self.sign_of_life and time.monotonic() - self._probed > 1.0:
+            self._probed = 0.0
+            log.warning("the pub/sub connection to Redis at %s is silent; it is opened anew", self._where)
+            self._wire.abort()
+
+    def stop(self, deadline: float) -> None:
+        """End the thread; it is waited for until ``deadline`` (monotonic)."""
+        with self._changed:
+            self._stopping.set()
+            self._changed.notify_all()
+            thread = self._thread
+        if thread is None:
+            return
+        try:
+            self._calls.call(b"PUBLISH", self.probe_channel, b"wake", timeout=0.2)
+        except BusError:
+            pass  # the connection is cut below
+        self._wire.abort()
+        if threading.current_thread() is not thread:
+            thread.join(max(0.05, deadline - time.monotonic()))
+
+    def _run(self) -> None:
+        backoff = Backoff()
+        first = True
+        while not self._stopping.is_set():
+            try:
+                self._open(first)
+                first = False
+                while not self._stopping.is_set():
+                    self._take(self._wire.check(self._wire.read()))
+                    backoff.reset()
+            except BusError as error:
+                self._wire.close()
+                if not self._stopping.is_set():
+                    log.info("%s; transient events may be missed until it is back", error)
+                    self._stopping.wait(backoff.next())
+            except Exception:
+                log.exception(
+                    "reading channels of Redis at %s failed in an unforeseen way; it is tried again", self._where
+                )
+                self._wire.close()
+                self._stopping.wait(backoff.next())
+        self._wire.close()
+
+    def _open(self, first: bool) -> None:
+        self._wire.open()
+        with self._changed:
+            self._confirmed.clear()
+            self._sent = set(self._wanted)
+            if not first:
+                self.gaps += 1
+        self._wire.send(
+            [pack(b"SUBSCRIBE", self.probe_channel, *(self._keys.channel(event) for event in sorted(self._sent)))]
+        )
+
+    def _take(self, message: Any) -> None:
+        self.sign_of_life = time.monotonic()
+        kind, channel = message[0], message[1]
+        if kind == b"subscribe":
+            if channel != self.probe_channel:
+                with self._changed:
+                    self._confirmed.add(self._keys.event_of(channel))
+                    self._changed.notify_all()
+                return
+        elif kind == b"message" and channel != self.probe_channel:
+            self._deliver(self._keys.event_of(channel), message[2])
+            return
+        self._add_wanted()
+
+    def _add_wanted(self) -> None:
+        with self._changed:
+            new = self._wanted - self._sent
+            self._sent |= new
+        if new:
+            self._wire.send([pack(b"SUBSCRIBE", *(self._keys.channel(event) for event in sorted(new)))])

@@ -1,0 +1,77 @@
+"""Where somebody stands in a stream, and what it has seen: repeats are dropped, and gaps are counted."""
+
+from __future__ import annotations
+
+import re
+
+from taskbus.errors import ConfigError
+
+__all__ = ["Cursor", "EntryId", "format_id", "parse_id"]
+
+EntryId = tuple[int, int]
+
+_ID = re.compile(r"(\d{1,20})-(\d{1,20})\Z")
+_PRODUCERS = 10_000
+
+
+def parse_id(entry_id: bytes) -> EntryId:
+    """An entry id as a pair that compares as Redis does."""
+    ms, _, seq = entry_id.partition(b"-")
+    return int(ms), int(seq)
+
+
+def format_id(entry_id: EntryId) -> bytes:
+    """The pair as Redis writes it."""
+    return b"%d-%d" % entry_id
+
+
+class Cursor:
+    """One position in one stream.
+
+    The second half of an entry's id is the ordinal of its first event in the stream, so a jump between the end of one
+    entry and the begin of the next is the exact number of events that were trimmed before they were read.
+    """
+
+    __slots__ = ("at", "expected", "seen")
+
+    def __init__(self, at: EntryId, expected: int | None = None) -> None:
+        self.at = at
+        self.expected = expected
+        self.seen: dict[str, int] = {}
+
+    @classmethod
+    def since(cls, since: str, joined: EntryId) -> Cursor:
+        """A cursor for ``"start"``, ``"joined"`` or an entry id."""
+        if since == "start":
+            return cls((0, 0))
+        if since == "joined":
+            return cls(joined)
+        if not isinstance(since, str) or not (match := _ID.match(since)):
+            raise ConfigError(
+                f"since must be 'now', 'last', 'start' or the id of an entry such as '1718000000000-42', not {since!r}"
+            )
+        return cls((int(match[1]), int(match[2])))
+
+    def pass_over(self, ordinal: int, count: int) -> int:
+        """Note an entry's place in the numbering.
+
+        Returns how many events are missing before it; negative if the numbering went back.
+        """
+        missing = 0 if self.expected is None else ordinal - self.expected
+        self.expected = ordinal + count
+        return missing
+
+    def first_new(self, producer: str, first: int, count: int) -> int:
+        """The index of the first event of a frame that this cursor has not seen; ``count`` when it is a repeat."""
+        last = self.seen.get(producer, 0)
+        if first + count - 1 <= last:
+            return count
+        if producer not in self.seen and len(self.seen) >= _PRODUCERS:
+            del self.seen[next(iter(self.seen))]
+        self.seen[producer] = first + count - 1
+        return max(0, last - first + 1)
+
+    def rewind(self) -> None:
+        """Read all again that is there, knowing what was seen."""
+        self.at = (0, 0)
+        self.expected = None

@@ -1,0 +1,128 @@
+"""The heartbeat of a node, and what is looked after with it."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from taskbus.errors import BusDenied, BusError, BusUnavailable, Fenced
+
+if TYPE_CHECKING:
+    from taskbus.bus.registry import Registry
+    from taskbus.config import RouterConfig
+
+__all__ = ["Heart"]
+
+log = logging.getLogger("taskbus")
+
+_SWEEP_EVERY = 120.0
+
+
+class Heart:
+    """The thread that keeps a node registered, and looks after it.
+
+    An idle node sends one plain command with each heartbeat: by turns the renewal of its lease and the check of one of
+    the things that Redis should know of it, so that a node that was forgotten, wholly or in part, registers again.
+    """
+
+    def __init__(self, config: RouterConfig, registry: Registry) -> None:
+        self._config = config
+        self._registry = registry
+        self._due = threading.Condition()
+        self._early = False
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="taskbus-heart", daemon=True)
+        self._turn = 0
+        self._written: tuple[Any, ...] = ("", 0, True)
+        self._renewed = time.monotonic()
+        self._ttl_renewed = time.monotonic()
+        self._next_sweep = time.monotonic() + random.uniform(0.5, 1.0) * _SWEEP_EVERY
+        self.sign_of_life = time.monotonic()
+        self.watching = 0
+        self.is_healthy: Callable[[], bool] = lambda: True
+        self.recover: Callable[[], None] = lambda: None
+        self.on_fenced: Callable[[BusError], None] = lambda error: None
+        self.on_gone: Callable[[list[str]], None] = lambda ids: None
+        self.on_finish: Callable[[], None] = lambda: None
+        self.each_beat: list[Callable[[], None]] = []
+        self.probe: Callable[[], bool] = lambda: False
+
+    def start(self) -> None:
+        """Begin to beat."""
+        self._thread.start()
+
+    def stop(self, deadline: float) -> None:
+        """End the thread; it is waited for until ``deadline`` (monotonic)."""
+        with self._due:
+            self._stopped = True
+            self._due.notify_all()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join(max(0.05, deadline - time.monotonic()))
+
+    def hurry(self) -> None:
+        """Beat now."""
+        with self._due:
+            self._early = True
+            self._due.notify_all()
+
+    def _run(self) -> None:
+        warned = 0.0
+        while self._pause():
+            try:
+                self._beat()
+                self.sign_of_life = time.monotonic()
+            except Fenced as error:
+                self.on_fenced(error)
+                return
+            except BusError as error:
+                if (
+                    isinstance(error, BusDenied)
+                    or not isinstance(error, BusUnavailable)
+                    or time.monotonic() - warned > 10.0
+                ):
+                    warned = time.monotonic()
+                    log.warning("no heartbeat: %s", error)
+            except Exception:
+                log.exception("a heartbeat failed in an unforeseen way; the next one comes")
+            for look in self.each_beat:
+                look()
+
+    def _pause(self) -> bool:
+        with self._due:
+            self._due.wait_for(lambda: self._early or self._stopped, self._config.heartbeat)
+            self._early = False
+            return not self._stopped
+
+    def _beat(self) -> None:
+        now = time.monotonic()
+        registry = self._registry
+        state = (registry.role, registry.step, self.is_healthy())
+        finished = registry.finish
+        if state != self._written:
+            word = registry.beat(("role", state[0], "step", state[1], "healthy", int(state[2])))
+            if word == "OK":
+                self._written, self._renewed = state, now
+            else:
+                self.recover()
+        elif now - self._renewed + self._config.heartbeat > self._config.lease / 2.5:
+            if registry.prolong():
+                self._renewed = now
+            else:
+                self.recover()
+        elif not self.probe():
+            self._turn += 1
+            if not registry.check(self._turn):
+                self.recover()
+        if registry.finish is not None and finished is None:
+            self.on_finish()
+        if now - self._ttl_renewed > self._config.run_ttl / 4:
+            registry.renew()
+            self._ttl_renewed = now
+        if self.watching or now > self._next_sweep:
+            self._next_sweep = now + random.uniform(0.5, 1.0) * _SWEEP_EVERY
+            if gone := registry.sweep():
+                self.on_gone(gone)

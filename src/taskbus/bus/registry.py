@@ -1,0 +1,219 @@
+"""A node's place on the run: claim, heartbeat, labels, finish, and the removal of the dead."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from taskbus.errors import Fenced, NodeIdTaken
+from taskbus.types import FinishInfo, NodeInfo
+
+if TYPE_CHECKING:
+    from taskbus.bus.cursor import EntryId
+    from taskbus.bus.keys import Keys
+    from taskbus.bus.wire import Calls
+    from taskbus.config import RouterConfig
+
+__all__ = ["Registry", "finish_from"]
+
+log = logging.getLogger("taskbus")
+
+
+def finish_from(flat: list[bytes]) -> FinishInfo | None:
+    """The finish from Redis' flat list of fields; ``None`` when there is none."""
+    fields = {name.decode(): value.decode(errors="replace") for name, value in zip(flat[::2], flat[1::2], strict=False)}
+    if "node" not in fields:
+        return None
+    try:
+        at = float(fields.get("at", "0"))
+    except ValueError:
+        at = 0.0
+    return FinishInfo(fields["node"], fields.get("reason", ""), at)
+
+
+class Registry:
+    """One life of a node in the registry of its run; ``producer`` is the token of this life."""
+
+    def __init__(self, config: RouterConfig, keys: Keys, calls: Calls, producer: str) -> None:
+        self._config = config
+        self._keys = keys
+        self._calls = calls
+        self._lock = threading.Lock()
+        self._lease = int(config.lease * 1000)
+        self._ttl = int(config.run_ttl * 1000)
+        self.producer = producer
+        self.node_id = config.node_id or ""
+        self.labels = config.labels
+        self.epoch = b""
+        self.joined: EntryId = (0, 0)
+        self.inbox_at = b"0-0"
+        self.finish: FinishInfo | None = None
+        self.finish_in_redis = False
+        self.role = ""
+        self.step = 0
+
+    # Being there -----------------------------------------------------------------------------------------------------
+
+    def claim(self) -> bool:
+        """Take the id, or register again; returns whether Redis has forgotten the run since the last time.
+
+        Raises:
+            NodeIdTaken: A live node holds the id that was asked for.
+            Fenced: Another process holds the id that this node had.
+        """
+        with self._lock:
+            keys = (self._keys.nodes, self._keys.labels, self._keys.epoch, self._keys.finish)
+            who = (socket.gethostname(), os.getpid(), self.role, self.step)
+            fresh = secrets.token_hex(8)
+            answer = self._calls.script(
+                "claim",
+                keys,
+                (
+                    self._keys.prefix,
+                    self.node_id,
+                    self.producer,
+                    self._lease,
+                    self._ttl,
+                    fresh,
+                    *who,
+                    *sorted(self.labels),
+                ),
+            )
+            if answer[0] == b"TAKEN":
+                self._refuse(answer)
+            _, node_id, epoch, now, last, finish = answer
+            forgotten = bool(self.epoch) and epoch != self.epoch
+            if not self.epoch:
+                self.node_id = node_id.decode()
+                self.joined = (int(now), 0)
+                self.inbox_at = last
+            self.epoch = epoch
+            found = finish_from(finish)
+            self.finish_in_redis = found is not None
+            self.finish = found or self.finish
+            return forgotten
+
+    def _refuse(self, answer: list[bytes]) -> None:
+        host, pid = answer[1].decode(errors="replace"), answer[2].decode(errors="replace")
+        if self.epoch:
+            raise Fenced(
+                f"node id {self.node_id!r} belongs to process {pid} on {host} now; this node may not write any more",
+                node=self.node_id,
+            )
+        raise NodeIdTaken(
+            f"node id {self.node_id!r} of run {self._keys.run_id!r} is held by process {pid} on {host}",
+            node=self.node_id,
+            holder=f"{host}:{pid}",
+        )
+
+    def leave(self, timeout: float) -> None:
+        """Take this node off the registry."""
+        keys = (self._keys.nodes, self._keys.labels, self._keys.node(self.node_id), self._keys.inbox(self.node_id))
+        args = (self._keys.prefix, self.node_id, self.producer, *sorted(self.labels))
+        self._calls.script("leave", keys, args, timeout=timeout)
+
+    def beat(self, fields: Iterable[bytes | str | int]) -> str:
+        """Renew the lease and write ``fields``; ``"OK"``, ``"FENCED"`` or ``"FORGOTTEN"``, and notes a finish."""
+        keys = (self._keys.node(self.node_id), self._keys.finish)
+        word, finished = self._calls.script("beat", keys, (self.producer, self._lease, *fields))
+        if finished and self.finish is None:
+            self.look_for_finish()
+        return str(word.decode())
+
+    def prolong(self) -> bool:
+        """Renew the lease with a single command; false when Redis has forgotten this node."""
+        return bool(self._calls.call(b"PEXPIRE", self._keys.node(self.node_id), self._lease))
+
+    def renew(self) -> None:
+        """Give the keys of the run their whole time to live again, unless it is finished."""
+        keys = (
+            self._keys.finish,
+            self._keys.nodes,
+            self._keys.labels,
+            self._keys.epoch,
+            self._keys.streams,
+            self._keys.producer(self.producer),
+        )
+        inbox = self._keys.inbox(self.node_id)
+        self._calls.script("renew", (*keys, inbox), (self._keys.prefix, self._ttl, *sorted(self.labels)))
+
+    # The run ---------------------------------------------------------------------------------------------------------
+
+    def look_for_finish(self) -> FinishInfo | None:
+        """Read the durable finish."""
+        self.finish = finish_from(self._calls.call(b"HGETALL", self._keys.finish)) or self.finish
+        return self.finish
+
+    def write_finish(self, reason: str, timeout: float) -> FinishInfo:
+        """Finish the run; returns the finish that holds, which is another node's when that was first."""
+        keys = (self._keys.finish, self._keys.nodes, self._keys.labels, self._keys.epoch, self._keys.streams)
+        args = (self._keys.prefix, self.node_id, reason, int(self._config.finish_ttl * 1000))
+        found = finish_from(self._calls.script("finish", keys, args, timeout=timeout))
+        self.finish = found or FinishInfo(self.node_id, reason, time.time())
+        return self.finish
+
+    def nodes(self) -> list[NodeInfo]:
+        """Every live node of the run, by id."""
+        flat = self._calls.script("nodes", (self._keys.nodes,), (self._keys.prefix,))
+        found = [_node(*flat[position : position + 3]) for position in range(0, len(flat), 3)]
+        return sorted(found, key=lambda node: (len(node.id), node.id))
+
+    def sweep(self) -> list[str]:
+        """Remove the nodes whose lease ran out; returns their ids."""
+        gone = self._calls.script("sweep", (self._keys.nodes, self._keys.labels), (self._keys.prefix,))
+        return [node_id.decode() for node_id in gone]
+
+    def arrive(self, name: str, count: int, ticket: str) -> tuple[bool, str, list[str]]:
+        """Be at a barrier: whether it is open, its generation, and who is there."""
+        args = (self._keys.prefix, name, self.node_id, count, self._ttl, ticket)
+        answer = self._calls.script("barrier", (self._keys.barrier(name),), args)
+        return bool(answer[0]), answer[1].decode(), sorted(node_id.decode() for node_id in answer[2:])
+
+    def withdraw(self, name: str, ticket: str) -> bool:
+        """Give up at a barrier; true when it has opened meanwhile."""
+        return bool(self._calls.script("withdraw", (self._keys.barrier(name),), (self.node_id, ticket)))
+
+    def check(self, turn: int) -> bool:
+        """Verify one thing about this node in Redis, another at each turn; false when it is not as it should be."""
+        me = self.node_id.encode()
+        checks: list[Callable[[], bool]] = [
+            lambda: bool(self._calls.call(b"HGET", self._keys.node(self.node_id), b"token") == self.producer.encode()),
+            lambda: bool(self._calls.call(b"SISMEMBER", self._keys.nodes, me)),
+            lambda: bool(self._calls.call(b"GET", self._keys.epoch) == self.epoch),
+            lambda: bool(self._calls.call(b"EXISTS", self._keys.inbox(self.node_id))),
+            lambda: self.finish is not None or self.look_for_finish() is None or True,
+            *(
+                lambda label=label: bool(self._calls.call(b"SISMEMBER", self._keys.label(label), me))
+                for label in sorted(self.labels)
+            ),
+        ]
+        return checks[turn % len(checks)]()
+
+
+def _node(node_id: bytes, left: int, flat: list[bytes]) -> NodeInfo:
+    fields = {name.decode(): value.decode(errors="replace") for name, value in zip(flat[::2], flat[1::2], strict=False)}
+
+    def number(name: str) -> float:
+        try:
+            return float(fields.get(name, "0"))
+        except ValueError:
+            return 0.0
+
+    return NodeInfo(
+        id=node_id.decode(errors="replace"),
+        labels=frozenset(filter(None, fields.get("labels", "").split(","))),
+        host=fields.get("host", ""),
+        pid=int(number("pid")),
+        role=fields.get("role", ""),
+        step=int(number("step")),
+        started=number("started") / 1000,
+        seen=max(0.0, (number("lease") - left) / 1000),
+        healthy=fields.get("healthy", "1") != "0",
+        producer=fields.get("token", ""),
+    )

@@ -1,0 +1,356 @@
+"""Router: one node of a run, for whoever wants events without a task; a task uses it as its link."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
+from types import TracebackType
+from typing import Any, Self
+
+from taskbus.bus.life import Life
+from taskbus.config import RouterConfig, check_name
+from taskbus.dispatch import ErrorBox, EventLoop, Listener, Waiter
+from taskbus.errors import ConfigError, NotStarted, RunFinished, WaitTimeout
+from taskbus.types import Event, FinishInfo, Labels, NodeInfo, RouterStats, Since, Sink
+
+__all__ = ["Router", "activate", "active_router"]
+
+log = logging.getLogger("taskbus")
+
+_NAMES_KNOWN = 10_000
+_active: Router | None = None
+
+
+def active_router() -> Router | None:
+    """The router of this process, made active by ``Parallel.runner`` or ``taskbus run``; ``None`` without one."""
+    return _active if _active is not None and _active.is_active else None
+
+
+def activate(router: Router | None) -> None:
+    """Make ``router`` the one that tasks of this process use when they are given none."""
+    global _active
+    _active = router
+
+
+class Router:
+    """One node of a run.
+
+    Args:
+        url: Where the bus is: ``redis://``, ``rediss://``, ``unix://`` or ``memory://name``; default ``TASKBUS_URL``.
+        run_id: The run to join; default ``TASKBUS_RUN_ID``, else ``"default"``.
+        node_id: This node's id; default ``TASKBUS_NODE_ID``, else the smallest number that is free.
+        labels: Tags that ``only_to`` and ``nodes`` match; a set, or a string separated by commas.
+        settings: The other fields of :class:`~taskbus.config.RouterConfig`, by keyword.
+
+    Any number of routers may live in a process. A router can be started again after ``stop``; it is another node then.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        run_id: str | None = None,
+        node_id: str | int | None = None,
+        labels: Iterable[str] | str = (),
+        **settings: Any,
+    ) -> None:
+        given_id = str(node_id) if isinstance(node_id, int) else node_id
+        self.config = RouterConfig.from_env(url=url, run_id=run_id, node_id=given_id, labels=labels or None, **settings)
+        if not self.config.url:
+            raise ConfigError(
+                "a router needs the URL of its bus: give url=, set TASKBUS_URL, or use memory://name within one process"
+            )
+        self.loop = EventLoop(f"router-{self.config.run_id}")
+        self.errors = ErrorBox()
+        self.recorded: deque[tuple[str, Event]] = deque(maxlen=self.config.retention_events)
+        self._life: Life | None = None
+        self._lock = threading.Lock()
+        self._names: set[str] = set()
+        self._last_stats = RouterStats()
+
+    @classmethod
+    def from_env(cls, **settings: Any) -> Router:
+        """A router from ``TASKBUS_URL``, ``_RUN_ID``, ``_LABELS``, ``_NODE_ID`` and ``_SECRET``."""
+        return cls(**settings)
+
+    def __repr__(self) -> str:
+        state = f"node {self.node_id!r}" if self.is_active else "not started"
+        return f"<Router {self.config.shown_url} run {self.config.run_id!r}, {state}>"
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and self.is_active and not isinstance(error, KeyboardInterrupt | SystemExit):
+            self.fail(error)
+        self.stop()
+
+    # Life ------------------------------------------------------------------------------------------------------------
+
+    def start(self) -> Self:
+        """Join the run; on return this node is registered and knows whether the run is finished.
+
+        Raises:
+            BusUnavailable: Redis was not reached within ``op_timeout`` (or ``start_timeout``, where given).
+            BusDenied: Login or rights.
+            NodeIdTaken: A live node holds the id.
+            ConfigError: The URL makes no sense, or the server is too old.
+        """
+        with self._lock:
+            if self._life is not None and not self._life.is_stopped:
+                raise ConfigError(f"{self!r} is started already")
+            if self._life is not None:
+                self.loop = EventLoop(self.loop.name)
+            life = Life(self.config, self.loop)
+            life.start()
+            self._life = life
+        if life.finished is not None:
+            log.warning(
+                "run %r is finished already (by node %r: %s); reset it with `taskbus reset %s` to use the name again",
+                self.config.run_id,
+                life.finished.node,
+                life.finished.reason,
+                self.config.run_id,
+            )
+        return self
+
+    def stop(self) -> int:
+        """Deliver and flush what was emitted, leave the run, end every thread, all within ``stop_timeout``.
+
+        Harmless when repeated.
+
+        Returns:
+            How many events were not acknowledged by Redis; 0 when all is well.
+        """
+        life = self._life
+        if life is None or life.is_stopped:
+            return 0
+        deadline = time.monotonic() + self.config.stop_timeout
+        left = life.stop()
+        self.loop.close(max(0.0, deadline - time.monotonic()))
+        self._last_stats = life.stats()
+        return left
+
+    @property
+    def is_active(self) -> bool:
+        """Started, and not stopped."""
+        return self._life is not None and not self._life.is_stopped
+
+    @property
+    def life(self) -> Life:
+        """What is between start and stop; raises ``NotStarted`` when there is none."""
+        if self._life is None:
+            raise NotStarted("the router was not started: call start(), or use it in a with statement")
+        self._life.check_alive()
+        return self._life
+
+    @property
+    def node_id(self) -> str | None:
+        """This node's id; before the start the one that was asked for."""
+        return self._life.registry.node_id if self._life is not None else self.config.node_id
+
+    @property
+    def labels(self) -> frozenset[str]:
+        """Given labels and, once started, ``node.{id}``."""
+        return self._life.labels if self._life is not None else self.config.labels
+
+    def add_labels(self, labels: frozenset[str]) -> None:
+        """Carry these labels too, for ``only_to`` and the registry."""
+        self.life.add_labels(labels)
+
+    def stats(self) -> RouterStats:
+        """What this node has done since it started; after the stop, its last word."""
+        return self._life.stats() if self.is_active and self._life is not None else self._last_stats
+
+    # Events ----------------------------------------------------------------------------------------------------------
+
+    def emit(
+        self,
+        event: str,
+        *args: Any,
+        only_remote: bool = False,
+        only_local: bool = False,
+        only_to: Labels = None,
+        transient: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Emit ``event`` to the listeners of this node and of the run; see ``Task.emit``."""
+        self.emit_event(
+            event, args, kwargs, only_remote=only_remote, only_local=only_local, only_to=only_to, transient=transient
+        )
+
+    def emit_event(
+        self,
+        event: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        only_remote: bool = False,
+        only_local: bool = False,
+        only_to: Labels = None,
+        transient: bool = False,
+    ) -> None:
+        """``emit`` with the arguments as a tuple and a dict, as a task has them."""
+        life = self.life
+        if event not in self._names:
+            self._check_event(event)
+        globs: tuple[str, ...] = ()
+        if only_to is not None:
+            globs = (only_to,) if isinstance(only_to, str) else tuple(only_to)
+        if self.config.record:
+            self.recorded.append((event, (args, kwargs)))
+        life.emit(
+            event, args, kwargs, only_remote=only_remote, only_local=only_local, only_to=globs, transient=transient
+        )
+
+    def on(self, event: str, fn: Callable[..., Any], *, since: Since = "now") -> None:
+        """Call ``fn`` for every ``event``; on return the subscription holds.
+
+        Errors of ``fn`` are logged, and raised at the next ``sync``.
+        """
+        self._listen(event, fn, since, once=False)
+
+    def once(self, event: str, fn: Callable[..., Any], *, since: Since = "now") -> None:
+        """Call ``fn`` for one ``event``."""
+        self._listen(event, fn, since, once=True)
+
+    def off(self, event: str, fn: Callable[..., Any] | None = None) -> None:
+        """Remove ``fn``, or every listener of this router, from the events that match the glob ``event``."""
+        self.loop.off(event, fn)
+
+    def _listen(self, event: str, fn: Callable[..., Any], since: Since, *, once: bool) -> None:
+        if not callable(fn):
+            raise TypeError(f"a listener has to be callable, got {fn!r}")
+        check_name("the name of an event", event)
+        self.subscribe(Listener(self.loop, event, fn, self.errors.add, once=once), since)
+
+    def subscribe(self, sink: Sink, since: Since = "now") -> None:
+        """Attach ``sink``; on return the subscription holds."""
+        self.life.subscribe(sink, since)
+
+    def unsubscribe(self, sink: Sink) -> None:
+        """Detach ``sink``."""
+        if self._life is not None:
+            self._life.unsubscribe(sink)
+
+    def sync(self, timeout: float | None = None) -> None:
+        """Return when Redis has acknowledged all that was emitted before; raise what stands in the way.
+
+        Args:
+            timeout: Seconds; default ``op_timeout``.
+        """
+        self.life.writer.sync(self.config.op_timeout if timeout is None else timeout)
+        if self.errors.kept:
+            self.errors.raise_first()
+
+    def _check_event(self, event: object) -> None:
+        name = check_name("the name of an event", event)
+        if name.startswith("taskbus."):
+            raise ConfigError(f"event names that begin with 'taskbus.' are reserved, {name!r} was given", event=name)
+        if len(self._names) >= _NAMES_KNOWN:
+            self._names.clear()
+        self._names.add(name)
+
+    # The run ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def finished(self) -> FinishInfo | None:
+        """The durable finish of the run, once known."""
+        return self._life.finished if self._life is not None else None
+
+    def finish(self, reason: str = "completed") -> bool:
+        """Finish the run for every node, now and later; the first reason stays.
+
+        False while it could not be written yet; that is tried again with every heartbeat.
+        """
+        return self.life.finish(reason)
+
+    def on_finish(self, callback: Callable[[FinishInfo], None]) -> Callable[[], None]:
+        """Call ``callback`` once when the run is finished, at once if it is; returns what removes it."""
+        return self.life.on_finish(callback)
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the others that this node leaves because of ``error``; finishes the run with ``finish_on_error`` only."""
+        life = self.life
+        reason = f"{type(error).__name__}: {_text(error)}"
+        life.announce("taskbus.node_failed", reason=reason)
+        if self.config.finish_on_error:
+            life.finish(f"error: {reason}")
+
+    def progress(self, step: int, role: str) -> None:
+        """Note how far this node is; the registry shows it with the next heartbeat."""
+        registry = self.life.registry
+        registry.step, registry.role = step, role
+
+    def nodes(self, patterns: Labels = None) -> list[NodeInfo]:
+        """The live nodes of the run, by id; with ``patterns`` those of which a label, or ``node.{id}``, matches one."""
+        globs = (patterns,) if isinstance(patterns, str) else tuple(patterns or ("*",))
+        found = self.life.registry.nodes()
+        return [node for node in found if patterns is None or _matches(node, globs)]
+
+    def wait_for_nodes(self, patterns: Labels, count: int, timeout: float) -> list[NodeInfo]:
+        """Return the nodes that match once there are ``count``; ``WaitTimeout`` says how many there were."""
+        deadline = time.monotonic() + timeout
+        while True:
+            waiter = Waiter("taskbus.node_joined")
+            self.subscribe(waiter)
+            remove = self.on_finish(lambda info, waiter=waiter: waiter.cancel())  # type: ignore[misc]
+            try:
+                found = self.nodes(patterns)
+                if len(found) >= count:
+                    return found
+                self._check_wait(
+                    deadline,
+                    f"{len(found)} of {count} nodes are there" + (f" that match {patterns!r}" if patterns else ""),
+                )
+                waiter.wait(min(deadline, time.monotonic() + self.config.lease))
+            finally:
+                remove()
+                self.unsubscribe(waiter)
+
+    def barrier(self, name: str, count: int, timeout: float) -> None:
+        """Return when ``count`` live nodes are at the barrier ``name``; it can be used again at once."""
+        check_name("the name of a barrier", name)
+        life = self.life
+        deadline = time.monotonic() + timeout
+        ticket, epoch = "", life.registry.epoch
+        while True:
+            turn = life.barrier_turn
+            if epoch != life.registry.epoch:
+                ticket, epoch = "", life.registry.epoch
+            is_open, ticket, here = life.registry.arrive(name, count, ticket)
+            if is_open:
+                return
+            try:
+                self._check_wait(deadline, f"{len(here)} of {count} nodes are at barrier {name!r}: {', '.join(here)}")
+            except WaitTimeout:
+                if life.registry.withdraw(name, ticket):
+                    return
+                raise
+            life.wait_for_barrier_news(turn, min(deadline - time.monotonic(), self.config.lease))
+
+    def _check_wait(self, deadline: float, what: str) -> None:
+        self.life.check_alive()
+        if self.finished is not None:
+            raise RunFinished(
+                f"the run was finished by node {self.finished.node!r} ({self.finished.reason}) while {what}"
+            )
+        if time.monotonic() >= deadline:
+            raise WaitTimeout(f"the time is over and {what}")
+
+
+def _matches(node: NodeInfo, globs: Sequence[str]) -> bool:
+    return any(fnmatchcase(label, glob) for glob in globs for label in (*node.labels, f"node.{node.id}"))
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 the text of an error may be anything
+        return "(its text cannot be shown)"
