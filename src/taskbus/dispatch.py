@@ -55,6 +55,7 @@ class EventLoop:
         self._lock = threading.Lock()
         self._quiet = threading.Condition(self._lock)
         self._busy: set[Listener] = set()
+        self._looks: dict[Listener, tuple[Event | None, float]] = {}
         self._idle: list[_DeliveryThread] = []
         self._threads: set[_DeliveryThread] = set()
         self._pending: dict[str, dict[Sink, deque[_Rest]]] = {}
@@ -159,7 +160,16 @@ class EventLoop:
         Raises:
             BusUnavailable: At least one sink had no room in time; the others have the event.
         """
-        self.deliver_to([sink for sink in self._table.get(event, ()) if sink.ready], args, kwargs, timeout)
+        # The loop of `deliver_to` once more: a list and a call less are a fifth of what a local emit costs.
+        full: BusUnavailable | None = None
+        for sink in self._table.get(event, ()):
+            if sink.ready:
+                try:
+                    sink.put(args, kwargs, 0.0 if full else timeout)
+                except BusUnavailable as error:
+                    full = full or error
+        if full is not None:
+            raise full
 
     def deliver_to(self, sinks: Sequence[Sink], args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float) -> None:
         """Put an event into these sinks, ready or not, as :meth:`deliver` does."""
@@ -253,11 +263,18 @@ class EventLoop:
             return sorted(function_name(listener.fn) for listener in self._busy if listener not in own)
 
     def slow(self, older_than: float) -> list[tuple[str, str, float]]:
-        """The calls that have run for longer than ``older_than`` seconds: ``(event, function, seconds)``."""
+        """The calls that have run for longer than ``older_than`` seconds: ``(event, function, seconds)``.
+
+        A call counts from the first of these looks that saw it, so this wants to be asked now and then. It keeps the clock
+        out of the delivery of each event, where it would cost a tenth of it.
+        """
         now = monotonic()
         with self._lock:
-            busy = [(listener, now - listener.since) for listener in self._busy if listener.since]
-        return [(one.event, function_name(one.fn), age) for one, age in busy if age > older_than]
+            busy = [(listener, listener.call) for listener in self._busy]
+        before = self._looks
+        self._looks = {one: before[one] if one in before and before[one][0] is call else (call, now) for one, call in busy}
+        ages = [(one, now - since) for one, (call, since) in self._looks.items() if call is not None]
+        return [(one.event, function_name(one.fn), age) for one, age in ages if age > older_than]
 
     def close(self, timeout: float = 0.0) -> None:
         """Close every sink and end the threads; those inside a call get ``timeout`` seconds, then end by themselves."""

@@ -117,8 +117,8 @@ class Listener:
         self.ready = True
         self.awake = False
         """A delivery thread has this listener; changed by the host alone."""
-        self.since = 0.0
-        """When the running call began, on the monotonic clock; meaningless while not ``awake``."""
+        self.call: Event | None = None
+        """What the function is being called with; the same object for as long as the call lasts."""
         self._host = host
         self._report = report
         self._once = once
@@ -234,6 +234,7 @@ class Listener:
         """Call the function for all mail, until the host takes the thread back."""
         while True:
             self._deliver_all()
+            self.call = None
             if self._host.rest(self):
                 return
 
@@ -246,7 +247,7 @@ class Listener:
             except IndexError:
                 return
             if type(item) is tuple:
-                self.since = monotonic()
+                self.call = item
                 try:
                     fn(*item[0], **item[1])
                 except BaseException as error:  # noqa: BLE001 the thread and the later events survive
@@ -262,10 +263,10 @@ class Listener:
                 return
             count = len(chunk.events)
             self._running = chunk.events
-        for args, kwargs in chunk.events:  # `close` empties the list, which ends the loop
-            self.since = monotonic()
+        for event in chunk.events:  # `close` empties the list, which ends the loop
+            self.call = event
             try:
-                fn(*args, **kwargs)
+                fn(*event[0], **event[1])
             except BaseException as error:  # noqa: BLE001
                 self._failed(error)
         with self._room:

@@ -276,7 +276,7 @@ class Router:
         return self.life.on_finish(callback)
 
     def fail(self, error: BaseException) -> None:
-        """Tell the others that this node leaves because of ``error``; finishes the run with ``finish_on_error`` only."""
+        """Tell the others that this node leaves because of ``error``; with ``finish_on_error`` it ends the run."""
         life = self.life
         reason = f"{type(error).__name__}: {_text(error)}"
         life.announce("taskbus.node_failed", reason=reason)

@@ -1,6 +1,6 @@
 """One connection, driven directly: packed commands out, replies in, errors in our words.
 
-redis-py opens the connection (TLS, login, sockets of every kind); then its socket is read with hiredis, without the layers
+redis-py opens the connection (TLS, login, any socket); then its socket is read with hiredis, without the layers
 of the client, which cost three times the round trip itself. Nothing here retries.
 """
 

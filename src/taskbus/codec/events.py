@@ -25,6 +25,7 @@ _values = dict.values
 _dumps = orjson.dumps
 _loads = orjson.loads
 _tuple = tuple.__new__
+_N = ord("n")
 
 
 class Encoded(NamedTuple):
@@ -45,16 +46,28 @@ def encode(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Encoded:
     Raises:
         EncodeError: A value cannot travel, contains itself or is nested deeper than ``MAX_DEPTH``; ``path`` says which.
     """
-    nested: list[Any] = []
+    # This is the cost of a small event: no call that is not needed, the frequent types first.
+    nested: list[Any] | None = None
     for value in (*args, *kwargs.values()) if args else kwargs.values():
         kind = type(value)
-        if kind not in _SCALARS and not (kind is list and _all_scalars(map(type, value))):
-            nested.append(value)
-    if not nested or _is_plain(nested):
+        if kind is float or kind is int or kind is str or kind in _SCALARS:
+            continue
+        if kind is list:
+            for each in value:
+                if type(each) is not float:
+                    break
+            else:
+                continue
+            if _all_scalars(map(type, value)):
+                continue
+        if nested is None:
+            nested = []
+        nested.append(value)
+    if nested is None or _is_plain(nested):
         try:
             text = _dumps([args, kwargs] if kwargs else [args])
             # orjson writes null for a float that is not finite: what comes back from it is then no longer equal.
-            if b"n" not in text or b"null" not in text or _loads(text) == ([[*args], kwargs] if kwargs else [[*args]]):
+            if _N not in text or b"null" not in text or _loads(text) == ([[*args], kwargs] if kwargs else [[*args]]):
                 return _tuple(Encoded, (text, ()))
         except (TypeError, RecursionError):
             pass  # A large integer, a lone surrogate, a key that is no str: the tree writes it, or says where it is.
