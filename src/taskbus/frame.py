@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from struct import Struct, unpack_from
+from struct import error as StructError
 from struct import pack as pack_struct
 from zlib import crc32
 
@@ -89,12 +90,8 @@ def pack(
 
     ``scope`` is where the frame belongs (its stream's key): it does not travel, but the signature covers it.
     """
-    body = list(_parts(text, buffers))
-    crc = 0
-    for part in body:
-        crc = crc32(part, crc)
-    header = _header(producer, first, count, text, buffers, crc, body, "", only_to, secret, scope)
-    return b"".join((header, *body))
+    body = _Body(text, buffers, beside=False)
+    return b"".join((_header(producer, first, count, body, "", only_to, secret, scope), *body.parts))
 
 
 def pack_blob(
@@ -110,9 +107,8 @@ def pack_blob(
     scope: str = "",
 ) -> tuple[bytes, list[_Bytes]]:
     """A frame that names ``blob``, and the chunks of that value, in which no buffer was copied."""
-    body = list(_parts(text, buffers))
-    crc = crc32(text, crc32(_lengths(buffers)))
-    return _header(producer, first, count, text, buffers, crc, body, blob, only_to, secret, scope), body
+    body = _Body(text, buffers, beside=True)
+    return _header(producer, first, count, body, blob, only_to, secret, scope), body.parts
 
 
 def unpack(data: bytes | memoryview, *, max_size: int, secret: bytes | None = None, scope: str = "") -> Frame:
@@ -121,46 +117,41 @@ def unpack(data: bytes | memoryview, *, max_size: int, secret: bytes | None = No
     A signed frame is taken without a ``secret`` too, but does not count as signed then.
 
     Raises:
-        DecodeError: With ``reason`` ``"foreign"``, ``"version"``, ``"truncated"``, ``"oversized"`` (the frame or its body
-            has more than ``max_size`` bytes), ``"checksum"``, ``"signature"`` or ``"malformed"``.
+        DecodeError: With ``reason`` ``"foreign"``, ``"version"``, ``"truncated"``, ``"oversized"`` (more than
+            ``max_size`` bytes, in the frame or its body), ``"checksum"``, ``"signature"`` or ``"malformed"``.
     """
-    view = memoryview(data)
-    if view[:4] != _MAGIC[: view.nbytes]:
-        raise DecodeError("not a frame of taskbus", reason="foreign")
-    if view.nbytes > max_size:
-        raise DecodeError(f"a frame of {view.nbytes} bytes, at most {max_size} are taken", reason="oversized")
-    if view.nbytes > 4 and view[4] != VERSION:
-        raise DecodeError(f"a frame of version {view[4]}, this is version {VERSION}", reason="version")
-    if view.nbytes < _FIXED.size:
+    _check_start(data, max_size)
+    _, _, flags, names, ids, globs, count, buffers, text_size, size, first, crc = _FIXED.unpack_from(data)
+    named = _FIXED.size + names
+    listed = named + ids
+    signed = listed + globs
+    end = signed + (2 * _DIGEST if flags & _SIGNED else 0)
+    start = _aligned(end + _CRC.size)
+    if len(data) < start:
         raise _truncated()
-    _, _, flags, names, ids, globs, count, buffers, text_size, size, first, crc = _FIXED.unpack_from(view)
-    at = _FIXED.size + names + ids + globs
-    signed = at
-    at += 2 * _DIGEST if flags & _SIGNED else 0
-    start = _aligned(at + _CRC.size)
-    if view.nbytes < start:
-        raise _truncated()
-    if _CRC.unpack_from(view, at)[0] != crc32(view[:at]):
+    if _CRC.unpack_from(data, end)[0] != crc32(data[:end]):
         raise DecodeError("the header of a frame does not match its checksum", reason="checksum")
     if secret is not None:
-        _verify(view, flags, signed, secret, scope)
-    beside = bool(flags & _BESIDE)
-    if size > max_size:
-        raise DecodeError(f"a body of {size} bytes, at most {max_size} are taken", reason="oversized")
-    body = view[start:].toreadonly()
-    if not beside and body.nbytes != size:
-        raise _truncated() if body.nbytes < size else _malformed("bytes after the end")
-    if flags & ~(_SIGNED | _BESIDE) or beside != bool(ids) or (beside and body.nbytes) or any(view[at + 4 : start]):
+        _verify(data, flags, signed, secret, scope)
+    _check_size(len(data) - start, size, flags, max_size)
+    if flags & ~(_SIGNED | _BESIDE) or bool(flags & _BESIDE) != bool(ids) or any(data[end + _CRC.size : start]):
         raise _malformed("flags that do not fit together")
     if first < 1 or not 0 < 3 * count <= text_size or 8 * buffers + text_size > size:
         raise _malformed("numbers that cannot be")
-    at = _FIXED.size
-    producer = _ascii(view[at : at + names])
-    blob = _ascii(view[at + names : at + names + ids]) if beside else None
-    only_to = tuple(_read_globs(view[at + names + ids : signed])) if globs else ()
-    digest = bytes(view[signed : signed + _DIGEST]) if flags & _SIGNED else b""
-    beside_size, checked = size if beside else 0, secret is not None
-    return Frame(producer, first, count, only_to, body, blob, beside_size, text_size, buffers, crc, digest, checked)
+    return Frame(
+        producer=_ascii(data[_FIXED.size : named]),
+        first=first,
+        count=count,
+        only_to=_read_globs(data[listed:signed]) if globs else (),
+        body=memoryview(data)[start:].toreadonly(),
+        blob=_ascii(data[named:listed]) if ids else None,
+        blob_size=size if ids else 0,
+        text_size=text_size,
+        buffers=buffers,
+        crc=crc,
+        digest=bytes(data[signed : signed + _DIGEST]) if secret is not None else b"",
+        signed=secret is not None,
+    )
 
 
 def events(
@@ -195,25 +186,6 @@ def events(
     return found
 
 
-def _lengths(buffers: Sequence[memoryview]) -> bytes:
-    return pack_struct(f"<{len(buffers)}Q", *[buffer.nbytes for buffer in buffers])
-
-
-def _parts(text: bytes | bytearray, buffers: Sequence[memoryview]) -> Iterator[_Bytes]:
-    """The body in pieces; they join without a copy of a buffer."""
-    if not buffers:
-        yield text
-        return
-    yield _lengths(buffers)
-    yield text
-    at = 8 * len(buffers) + len(text)
-    for buffer in buffers:
-        if at % _ALIGN:
-            yield bytes(-at % _ALIGN)
-        yield buffer
-        at = _aligned(at) + buffer.nbytes
-
-
 def _buffers(body: memoryview, count: int, at: int) -> list[memoryview]:
     buffers = []
     for length in unpack_from(f"<{count}Q", body) if count else ():
@@ -227,14 +199,33 @@ def _buffers(body: memoryview, count: int, at: int) -> list[memoryview]:
     return buffers
 
 
+class _Body:
+    """The pieces of a body, which join without a copy of a buffer, and what the header tells of it."""
+
+    def __init__(self, text: bytes | bytearray, buffers: Sequence[memoryview], beside: bool) -> None:
+        self.text_size = len(text)
+        self.buffers = len(buffers)
+        self.size = body_size(text, buffers)
+        self.parts: list[_Bytes] = [text]
+        if buffers:
+            self.parts.insert(0, pack_struct(f"<{len(buffers)}Q", *[buffer.nbytes for buffer in buffers]))
+        checked = len(self.parts) if beside else None
+        at = 8 * len(buffers) + len(text)
+        for buffer in buffers:
+            if at % _ALIGN:
+                self.parts.append(bytes(-at % _ALIGN))
+            self.parts.append(buffer)
+            at = _aligned(at) + buffer.nbytes
+        self.crc = 0
+        for part in self.parts[:checked]:
+            self.crc = crc32(part, self.crc)
+
+
 def _header(
     producer: str,
     first: int,
     count: int,
-    text: _Bytes,
-    buffers: Sequence[memoryview],
-    crc: int,
-    body: Sequence[_Bytes],
+    body: _Body,
     blob: str,
     only_to: Sequence[str],
     secret: bytes | None,
@@ -244,19 +235,42 @@ def _header(
     assert 0 < len(names) <= _MAX_NAME, producer
     assert len(ids) <= _MAX_NAME, blob
     flags = (_SIGNED if secret is not None else 0) | (_BESIDE if blob else 0)
-    size = body_size(text, buffers)
-    fixed = _FIXED.pack(
-        _MAGIC, VERSION, flags, len(names), len(ids), len(globs), count, len(buffers), len(text), size, first, crc
+    sizes = body.buffers, body.text_size, body.size
+    header = (
+        _FIXED.pack(_MAGIC, VERSION, flags, len(names), len(ids), len(globs), count, *sizes, first, body.crc)
+        + names
+        + ids
+        + globs
     )
-    header = fixed + names + ids + globs
     if secret is not None:
         digest = hashlib.sha256()
-        for part in body:
+        for part in body.parts:
             digest.update(part)
         header += digest.digest()
         header += _sign(header, secret, scope)
-    end = len(header) + _CRC.size
-    return header + _CRC.pack(crc32(header)) + bytes(-end % _ALIGN)
+    return header + _CRC.pack(crc32(header)) + bytes(-(len(header) + _CRC.size) % _ALIGN)
+
+
+def _check_start(data: bytes | memoryview, max_size: int) -> None:
+    size = len(data)
+    if data[:4] != _MAGIC[:size]:
+        raise DecodeError("not a frame of taskbus", reason="foreign")
+    if size > max_size:
+        raise DecodeError(f"a frame of {size} bytes, at most {max_size} are taken", reason="oversized")
+    if size > 4 and data[4] != VERSION:
+        raise DecodeError(f"a frame of version {data[4]}, this is version {VERSION}", reason="version")
+    if size < _FIXED.size:
+        raise _truncated()
+
+
+def _check_size(found: int, size: int, flags: int, max_size: int) -> None:
+    if size > max_size:
+        raise DecodeError(f"a body of {size} bytes, at most {max_size} are taken", reason="oversized")
+    expected = 0 if flags & _BESIDE else size
+    if found < expected:
+        raise _truncated()
+    if found > expected:
+        raise _malformed("bytes after the end")
 
 
 def _sign(header: bytes | memoryview, secret: bytes, scope: str) -> bytes:
@@ -265,11 +279,11 @@ def _sign(header: bytes | memoryview, secret: bytes, scope: str) -> bytes:
     return mac.digest()
 
 
-def _verify(view: memoryview, flags: int, at: int, secret: bytes, scope: str) -> None:
+def _verify(data: bytes | memoryview, flags: int, at: int, secret: bytes, scope: str) -> None:
     if not flags & _SIGNED:
         raise DecodeError("a frame without a signature", reason="signature")
-    mac = view[at + _DIGEST : at + 2 * _DIGEST]
-    if not hmac.compare_digest(_sign(view[: at + _DIGEST], secret, scope), mac):
+    mac = bytes(data[at + _DIGEST : at + 2 * _DIGEST])
+    if not hmac.compare_digest(_sign(data[: at + _DIGEST], secret, scope), mac):
         raise DecodeError("a frame with a wrong signature", reason="signature")
 
 
@@ -284,29 +298,28 @@ def _pack_globs(only_to: Sequence[str]) -> bytes:
     return packed
 
 
-def _read_globs(packed: memoryview) -> Iterator[str]:
-    at = 0
-    while at < packed.nbytes:
-        if packed.nbytes - at < 2:
-            raise _malformed("label globs that end early")
-        [length] = unpack_from("<H", packed, at)
-        part = packed[at + 2 : at + 2 + length]
-        if part.nbytes != length:
-            raise _malformed("label globs that end early")
-        try:
-            yield str(part, "utf-8")
-        except UnicodeDecodeError:
-            raise _malformed("a label glob that is no text") from None
-        at += 2 + length
+def _read_globs(packed: bytes | memoryview) -> tuple[str, ...]:
+    globs, at = [], 0
+    try:
+        while at < len(packed):
+            [length] = unpack_from("<H", packed, at)
+            part = packed[at + 2 : at + 2 + length]
+            if len(part) != length:
+                raise _malformed("label globs that end early")
+            globs.append(str(part, "utf-8"))
+            at += 2 + length
+    except (UnicodeDecodeError, StructError):
+        raise _malformed("label globs that are none") from None
+    return tuple(globs)
 
 
-def _ascii(part: memoryview) -> str:
+def _ascii(part: bytes | memoryview) -> str:
     try:
         name = str(part, "ascii")
     except UnicodeDecodeError:
         raise _malformed("a name that is not ASCII") from None
-    if not name:
-        raise _malformed("a producer without a name")
+    if not 0 < len(name) <= _MAX_NAME:
+        raise _malformed("a name that is too long or empty")
     return name
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -25,7 +26,25 @@ _SIMPLE = re.compile(
 _MAX_NESTED = 16
 
 
-def _describe(np: Any, dtype: Any, depth: int = 0) -> Any:
+@lru_cache(maxsize=256)
+def _simple_name(dtype: Any) -> str:
+    text: str = dtype.str
+    if not _SIMPLE.fullmatch(text) or _simple_dtype(text) != dtype:
+        raise Refused(f"array of dtype {dtype!s:.60} is not encodable")
+    return text
+
+
+@lru_cache(maxsize=256)
+def _simple_dtype(text: str) -> Any:
+    if not _SIMPLE.fullmatch(text):
+        raise malformed("a dtype that is none")
+    try:
+        return numpy().dtype(text)
+    except TypeError:
+        raise DecodeError("an array of a dtype that is not known here", reason="unknown type", type_name=text) from None
+
+
+def _describe(dtype: Any, depth: int = 0) -> Any:
     """A dtype as JSON: its ``str``; ``[base, shape]``; or ``{names, formats, offsets, itemsize, ...}``."""
     if dtype.hasobject:
         raise Refused("array that holds Python objects is not encodable")
@@ -33,12 +52,12 @@ def _describe(np: Any, dtype: Any, depth: int = 0) -> Any:
         raise Refused("dtype is nested too deeply")
     if dtype.subdtype is not None:
         base, shape = dtype.subdtype
-        return [_describe(np, base, depth + 1), list(shape)]
+        return [_describe(base, depth + 1), list(shape)]
     if dtype.names is not None:
         fields = [dtype.fields[name] for name in dtype.names]
         told: dict[str, Any] = {
             "names": list(dtype.names),
-            "formats": [_describe(np, field[0], depth + 1) for field in fields],
+            "formats": [_describe(field[0], depth + 1) for field in fields],
             "offsets": [field[1] for field in fields],
             "itemsize": dtype.itemsize,
         }
@@ -47,10 +66,7 @@ def _describe(np: Any, dtype: Any, depth: int = 0) -> Any:
         if dtype.isalignedstruct:
             told["aligned"] = True
         return told
-    text = dtype.str
-    if not _SIMPLE.fullmatch(text) or np.dtype(text) != dtype:
-        raise Refused(f"array of dtype {dtype!s:.60} is not encodable")
-    return text
+    return _simple_name(dtype)
 
 
 def _dtype(np: Any, told: Any, depth: int = 0) -> Any:
@@ -58,12 +74,7 @@ def _dtype(np: Any, told: Any, depth: int = 0) -> Any:
     if depth > _MAX_NESTED:
         raise malformed("a dtype nested too deeply")
     if type(told) is str:
-        if not _SIMPLE.fullmatch(told):
-            raise malformed("a dtype that is none")
-        try:
-            return np.dtype(told)
-        except TypeError:
-            raise DecodeError("malformed payload: no such dtype here", reason="unknown type", type_name=told) from None
+        return _simple_dtype(told)
     if type(told) is list:
         [base, shape] = told
         return np.dtype((_dtype(np, base, depth + 1), tuple(_shape(shape))))
@@ -83,7 +94,7 @@ def _shape(shape: Any) -> list[int]:
 
 
 def _write_array(np: Any, value: Any, writer: TreeWriter) -> list[Any]:
-    told = _describe(np, value.dtype)
+    told = _describe(value.dtype)
     if value.size and not value.dtype.itemsize:
         raise Refused("array of elements without a size is not encodable")
     flags = value.flags
@@ -116,7 +127,7 @@ def _write_scalar(np: Any, value: Any, writer: TreeWriter) -> list[Any]:
     if kind is np.bytes_:
         return ["!nb", bytes(value).hex()]
     # A void may be larger than the value it shows: tobytes() is the whole of it.
-    return ["!n1", _describe(np, value.dtype), value.tobytes().hex()]
+    return ["!n1", _describe(value.dtype), value.tobytes().hex()]
 
 
 def _read_scalar(tree: list[Any], reader: TreeReader) -> Any:

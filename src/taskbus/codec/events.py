@@ -123,7 +123,7 @@ def decode(
         raise
     except Exception as error:
         # Bytes from outside can make any reader fail in its own way, the registered ones above all.
-        raise DecodeError(f"malformed payload: {error!r:.200}", reason="malformed") from error
+        raise malformed(f"{type(error).__name__} while reading it") from error
 
 
 def _is_plain(level: list[Any]) -> bool:

@@ -112,7 +112,9 @@ def _read_complex(tree: list[Any], reader: TreeReader) -> complex:
     if len(tree) == 2:
         return complex(*unpack(">dd", bytes.fromhex(tree[1])))
     [_, real, imag] = tree
-    return complex(float(real), float(imag))
+    if type(real) is not float or type(imag) is not float:
+        raise malformed("a complex number of other things than floats")
+    return complex(real, imag)
 
 
 def _write_path(value: PurePath, writer: TreeWriter) -> list[Any]:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum, Flag
 from functools import cached_property
 from threading import Lock
 from typing import Any, TypeVar
 
-from taskbus.codec.tree import Refused, TreeReader, TreeWriter, malformed, readers, type_name, writers
+from taskbus.codec.tree import (
+    Refused,
+    TreeReader,
+    TreeWriter,
+    finders,
+    malformed,
+    readers,
+    type_name,
+    writers,
+)
 from taskbus.errors import ConfigError, DecodeError
 
 __all__ = ["register_type"]
@@ -58,7 +67,7 @@ def register_type(
         held = _names.get(tag, cls)
         if (held.__module__, held.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ConfigError(f"{type_name(cls)}: the name {tag!r} is taken by {type_name(held)}; give another name=")
-        if cls in _SCALARS or (cls in writers and cls not in _names.values()):
+        if cls not in _names.values() and _travels(cls):
             raise ConfigError(f"{type_name(cls)} travels as it is and cannot be registered")
         for old in [old for old, kind in _names.items() if kind is cls]:
             del _names[old], _reads[old]
@@ -67,6 +76,15 @@ def register_type(
 
 
 _Pair = tuple[Callable[[Any, TreeWriter], list[Any]], Callable[[list[Any], TreeReader], Any]]
+
+
+def _travels(cls: type) -> bool:
+    if cls in _SCALARS or cls in writers:
+        return True
+    try:
+        return any(find(cls) is not None for find in finders)
+    except Refused:
+        return False
 
 
 def _by_functions(cls: type, tag: str, encode: Callable[[Any], Any], decode: Callable[[Any], Any]) -> _Pair:
@@ -79,7 +97,11 @@ def _by_functions(cls: type, tag: str, encode: Callable[[Any], Any], decode: Cal
 
     def read(tree: list[Any], reader: TreeReader) -> Any:
         [_, _, plain] = tree
-        return decode(reader.value(plain))
+        value = reader.value(plain)
+        try:
+            return decode(value)
+        except Exception as error:
+            raise malformed(f"{type(error).__name__} in the function that decodes {tag!r}") from error
 
     return write, read
 
@@ -102,15 +124,21 @@ def _enum(cls: type[Enum], tag: str) -> _Pair:
 
     def read(tree: list[Any], reader: TreeReader) -> Enum:
         [_, _, told] = tree
-        return cls(reader.value(told)) if issubclass(cls, Flag) else cls.__members__[told]
+        if not issubclass(cls, Flag):
+            return cls.__members__[told]
+        value = reader.value(told)
+        if type(value) is not int:
+            raise malformed("a flag that is no integer")
+        return cls(value)
 
     return write, read
 
 
 def _named_tuple(cls: type[tuple[Any, ...]], tag: str) -> _Pair:
-    size = len(cls.__dict__.get("_fields", getattr(cls, "_fields", ())))
+    size = len(getattr(cls, "_fields", ()))
 
     def write(value: tuple[Any, ...], writer: TreeWriter) -> list[Any]:
+        _no_more_than(value, {})
         return writer.items(["!x", tag], value)
 
     def read(tree: list[Any], reader: TreeReader) -> tuple[Any, ...]:
@@ -122,12 +150,12 @@ def _named_tuple(cls: type[tuple[Any, ...]], tag: str) -> _Pair:
 
 
 def _dataclass(cls: type, tag: str) -> _Pair:
+    if any("__new__" in base.__dict__ for base in cls.__mro__[:-1]):
+        raise ConfigError(f"{type_name(cls)} is more than its fields: give encode and decode")
     fields = {field.name: field for field in dataclasses.fields(cls)}
 
     def write(value: Any, writer: TreeWriter) -> list[Any]:
-        for name in vars(value) if hasattr(value, "__dict__") else ():
-            if name not in fields and not isinstance(getattr(cls, name, None), cached_property):
-                raise Refused(f"{type_name(cls)} has {name!r}, which is no field; register it with encode and decode")
+        _no_more_than(value, fields)
         for name in fields:
             if not hasattr(value, name):
                 raise Refused(f"{type_name(cls)} without its field {name!r} is not encodable")
@@ -143,6 +171,21 @@ def _dataclass(cls: type, tag: str) -> _Pair:
         return value
 
     return write, read
+
+
+def _no_more_than(value: Any, fields: Mapping[str, Any]) -> None:
+    """Refuse attributes that would stay behind: set at run time, or in slots of a base class."""
+    cls = type(value)
+    slots = [name for base in cls.__mro__ for name in _slots(base) if name not in fields and hasattr(value, name)]
+    for name in (*getattr(value, "__dict__", ()), *slots):
+        if name not in fields and not isinstance(getattr(cls, name, None), cached_property):
+            raise Refused(f"{type_name(cls)} has {name!r}, which is no field; register it with encode and decode")
+
+
+def _slots(base: type) -> list[str]:
+    slots = base.__dict__.get("__slots__", ())
+    names = [slots] if isinstance(slots, str) else list(slots)
+    return [name for name in names if name not in ("__dict__", "__weakref__")]
 
 
 def _flat(named: dict[str, Any]) -> list[Any]:

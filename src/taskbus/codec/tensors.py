@@ -30,9 +30,12 @@ def _write(torch: Any, value: Any, writer: TreeWriter) -> list[Any]:
     name = next((name for name, dtype in _dtypes(torch).items() if dtype == value.dtype), None)
     if name is None or value.layout != torch.strided or value.device.type == "meta":
         raise Refused(f"tensor of {value.dtype}, {value.layout}, on {value.device.type} is not encodable")
-    dense = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    # Bytes by way of uint8: NumPy knows neither bfloat16 nor the float8 family.
-    raw = dense.reshape(-1).view(torch.uint8).numpy() if dense.numel() else b""
+    try:
+        dense = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        # Bytes by way of uint8: NumPy knows neither bfloat16 nor the float8 family.
+        raw = dense.reshape(-1).view(torch.uint8).numpy() if dense.numel() else b""
+    except RuntimeError as error:
+        raise Refused(f"tensor without plain memory is not encodable: {error}") from error
     writer.buffers.append(memoryview(raw))
     return ["!T", name, list(value.shape), value.requires_grad]
 

@@ -253,7 +253,10 @@ def _utf8(text: str) -> str:
 
 
 def _short(key: Any) -> str:
-    text = repr(key) if type(key) in (str, int, float, bool, type(None)) else type_name(type(key))
+    text = repr(key) if type(key) in (str, float, bool, type(None)) else type_name(type(key))
+    if type(key) is int:
+        # Python refuses to write very long integers in decimals.
+        text = str(key) if MIN_INT <= key <= MAX_INT else hex(key)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
