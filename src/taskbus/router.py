@@ -70,6 +70,7 @@ class Router:
         self._life: Life | None = None
         self._lock = threading.Lock()
         self._names: set[str] = set()
+        self._leave_callbacks: list[Callable[[], None]] = []
         self._last_stats = RouterStats()
 
     @classmethod
@@ -278,10 +279,33 @@ class Router:
     def fail(self, error: BaseException) -> None:
         """Tell the others that this node leaves because of ``error``; with ``finish_on_error`` it ends the run."""
         life = self.life
+        if life.failed:
+            return
+        life.failed = True
         reason = f"{type(error).__name__}: {_text(error)}"
         life.announce("taskbus.node_failed", reason=reason)
         if self.config.finish_on_error:
             life.finish(f"error: {reason}")
+
+    def on_leave(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call ``callback``, on a thread of its own, when this process is asked to leave; returns its remover."""
+        with self._lock:
+            self._leave_callbacks.append(callback)
+
+        def remove() -> None:
+            with self._lock:
+                if callback in self._leave_callbacks:
+                    self._leave_callbacks.remove(callback)
+
+        return remove
+
+    def request_leave(self) -> int:
+        """Ask the tasks of this router to end their step and leave without a finish; returns how many there are."""
+        with self._lock:
+            callbacks = list(self._leave_callbacks)
+        for callback in callbacks:
+            callback()
+        return len(callbacks)
 
     def progress(self, step: int, role: str) -> None:
         """Note how far this node is; the registry shows it with the next heartbeat."""

@@ -144,6 +144,9 @@ class Link(Protocol):
     def on_finish(self, callback: Callable[[FinishInfo], None]) -> Callable[[], None]:
         """Call ``callback`` at most once, from a thread of the bus, when the run is finished; returns its remover."""
 
+    def on_leave(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call ``callback`` when this process is asked to leave the run without finishing it; returns its remover."""
+
     def fail(self, error: BaseException) -> None:
         """Leave because of an error: the others hear ``taskbus.node_failed``."""
 

@@ -69,6 +69,7 @@ class Life:
         self._matched: dict[tuple[str, ...], bool] = {}
         self._warned_slow: set[tuple[str, str]] = set()
         self._state_losses = 0
+        self.failed = False
         self._dropped = 0
 
     # Being there -----------------------------------------------------------------------------------------------------
@@ -124,7 +125,7 @@ class Life:
                 return 0
             atexit.unregister(self._stop_at_exit)
         deadline = time.monotonic() + self.config.stop_timeout
-        self.announce("taskbus.node_left", reason=reason)
+        self.announce("taskbus.node_left", reason="failed" if self.failed else reason)
         self._retry_finish(max(0.1, self.config.stop_timeout / 2))
         left = self.writer.stop(deadline - 0.25 * self.config.stop_timeout)
         self.reader.stop(deadline)

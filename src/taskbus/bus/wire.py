@@ -95,6 +95,9 @@ class Wire:
                         self._socket.sendall(view[start : start + _PIECE])
         except Exception as error:  # noqa: BLE001 the in-process server lets errors of all kinds through
             self._broken(error)
+        except BaseException:
+            self.close()  # half a command may be on its way: no reply can be trusted any more
+            raise
 
     def read(self) -> Any:
         """The next reply; an error reply is returned, not raised, for it belongs to its command."""
@@ -110,6 +113,9 @@ class Wire:
                 reply = self._reader.gets(False)
         except Exception as error:  # noqa: BLE001 the in-process server lets errors of all kinds through
             self._broken(error)
+        except BaseException:
+            self.close()
+            raise
         return reply
 
     def _read_slowly(self) -> Any:

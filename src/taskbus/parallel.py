@@ -1,0 +1,317 @@
+"""Local workers: ``main`` in one process or in several, each of them a node with its router active."""
+
+from __future__ import annotations
+
+import logging
+import math
+import multiprocessing
+import pickle
+import random
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from taskbus.bus.embedded import EmbeddedServer
+from taskbus.config import RouterConfig
+from taskbus.draining import Draining, Terminated
+from taskbus.errors import ConfigError, NodeIdTaken, NotStarted, WorkerFailed
+from taskbus.router import Router, activate, active_router
+
+__all__ = ["Parallel", "Plan", "run_node"]
+
+log = logging.getLogger("taskbus")
+
+_REFUSED = {
+    "protocol": "nodes meet in Redis and never connect to one another",
+    "address": "nodes meet in Redis and never connect to one another",
+    "ports": "nodes open no ports",
+    "topology": "every node reaches every other over Redis; use only_to= of emit to narrow it",
+    "attach_to": "a node joins by run_id and URL, and needs nobody's address",
+    "local_ip": "nodes open no ports",
+}
+_GRACE = 1.5
+
+
+class Parallel:
+    """This process's own router, under the name that programs know it by.
+
+    ``Parallel.runner(...)(main)`` starts the workers; inside ``main``, and in all that it calls, ``Parallel()`` is the
+    router of that worker: ``Parallel().node_id``, ``.is_active``, ``.emit(...)`` and whatever else a router has.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        router = active_router()
+        if router is None:
+            if name == "is_active":
+                return False
+            raise NotStarted(
+                "no router is active in this process: start it with Parallel.runner(...)(main) or taskbus run"
+            )
+        return getattr(router, name)
+
+    @classmethod
+    def runner(
+        cls,
+        n_parallel_workers: int = 1,
+        redis_url: str | None = None,
+        redis_host: str | None = None,
+        redis_port: int | None = None,
+        run_id: str | None = None,
+        labels: Iterable[str] | str | None = None,
+        node_ids: Sequence[int | str] | int | str | None = None,
+        auto_recover: bool = False,
+        max_retries: float = math.inf,
+        startup_interval: float = 0.0,
+        *,
+        mq_type: str = "redis",
+        **settings: Any,
+    ) -> Callable[..., Any]:
+        """What runs ``main(*args, **kwargs)`` in so many local processes, each with a router that its tasks use.
+
+        One worker runs in this process, and its return value is returned; several are spawned, so ``main`` has to be
+        importable. Without a URL here or in ``TASKBUS_URL`` a private server is started for them and ended with them.
+
+        Args:
+            n_parallel_workers: How many.
+            redis_url: Where the bus is; or ``redis_host`` and ``redis_port``.
+            run_id: The run to join; default ``TASKBUS_RUN_ID``, else ``"default"``.
+            labels: Of every worker.
+            node_ids: One for each worker, or the first of consecutive numbers; default: whatever is free.
+            auto_recover: Start ``main`` again when it failed, or its process died, ``max_retries`` times for each worker.
+            startup_interval: Seconds between the starts of two workers.
+            mq_type: ``"redis"``, the only one.
+            settings: Further settings of the routers, see :class:`~taskbus.config.RouterConfig`.
+
+        Raises (when called):
+            WorkerFailed: A worker failed or died; the others were ended. Its message holds the worker's traceback.
+        """
+        for name in _REFUSED.keys() & settings.keys():
+            raise ConfigError(f"{name}= is not needed: {_REFUSED[name]}")
+        if mq_type != "redis":
+            raise ConfigError(f"mq_type must be 'redis', not {mq_type!r}: events cross processes over Redis only")
+        if redis_host is not None or redis_port is not None:
+            if redis_url is not None:
+                raise ConfigError("give redis_url, or redis_host and redis_port, not both")
+            redis_url = f"redis://{redis_host or '127.0.0.1'}:{redis_port or 6379}"
+        plan = Plan(
+            workers=n_parallel_workers,
+            node_ids=_node_ids(node_ids, n_parallel_workers),
+            auto_recover=auto_recover,
+            max_retries=max_retries,
+            startup_interval=startup_interval,
+            settings={"url": redis_url, "run_id": run_id, "labels": labels, **settings},
+        )
+
+        def run(main: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            try:
+                return plan.run(main, args, kwargs)
+            except Terminated as signal:
+                raise SystemExit(signal.exit_code) from None
+
+        return run
+
+
+@dataclass
+class Plan:
+    """What to start, checked before anything is started."""
+
+    workers: int
+    node_ids: list[str | None]
+    auto_recover: bool = False
+    max_retries: float = math.inf
+    startup_interval: float = 0.0
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.workers, int) or self.workers < 1:
+            raise ConfigError(f"n_parallel_workers must be a whole number of at least 1, not {self.workers!r}")
+        if isinstance(self.settings.get("labels"), Iterable) and not isinstance(self.settings["labels"], str):
+            self.settings["labels"] = frozenset(self.settings["labels"])
+        self.url = RouterConfig.from_env(**self.settings).url
+        if self.workers > 1 and self.url.startswith("memory://"):
+            raise ConfigError("memory:// lives in one process; give a redis:// URL, or none for a private server")
+
+    def run(self, main: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run it to its end; raises ``WorkerFailed``, what ``main`` raised (one worker), or ``Terminated`` after a signal."""
+        if not callable(main):
+            raise ConfigError(f"main has to be callable, got {main!r}")
+        with ExitStack() as stack:
+            settings = dict(self.settings)
+            if not self.url:
+                settings["url"] = stack.enter_context(EmbeddedServer()).url
+                log.info(
+                    "no URL was given: a private server was started for this run; nothing in it outlives this process"
+                )
+            if self.workers == 1:
+                return self._run_here(settings, main, args, kwargs)
+            _check_spawnable(main, args, kwargs)
+            return _Workers(self, settings, (main, args, kwargs)).run()
+
+    def _run_here(self, settings: dict[str, Any], main: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        attempt = 0
+        while True:
+            try:
+                return run_node(settings, self.node_ids[0], main, args, kwargs, attempt=attempt)
+            except Exception as error:
+                if not self.auto_recover or attempt >= self.max_retries:
+                    raise
+                attempt += 1
+                log.warning(
+                    "main failed (%s: %s); it is started again, for the %d. time", type(error).__name__, error, attempt
+                )
+
+
+def run_node(
+    settings: dict[str, Any], node_id: str | None, main: Callable[..., Any], args: Any, kwargs: Any, *, attempt: int = 0
+) -> Any:
+    """Run ``main`` as one node in this process: router active, signals drained; raises ``Terminated`` after a signal."""
+    router = Router(**{**settings, "node_id": node_id})
+    with Draining(router) as draining:
+        _start(router, patient=attempt > 0)
+        activate(router)
+        try:
+            result = main(*args, **kwargs)
+        except Exception as error:
+            if router.is_active:
+                router.fail(error)
+            raise
+        finally:
+            activate(None)
+            router.stop()
+        draining.raise_signal()
+        return result
+
+
+def _start(router: Router, patient: bool) -> None:
+    """Start the router; one that comes after a crash waits for the lease of the life before it to run out."""
+    deadline = time.monotonic() + (1.5 * router.config.lease if patient else 0.0)
+    never = threading.Event()
+    while True:
+        try:
+            router.start()
+            return
+        except NodeIdTaken:
+            if time.monotonic() >= deadline:
+                raise
+            never.wait(router.config.lease / 16)
+
+
+class _Workers:
+    """Spawned workers and what became of them."""
+
+    def __init__(self, plan: Plan, settings: dict[str, Any], job: tuple[Any, ...]) -> None:
+        self._plan = plan
+        self._settings = settings
+        self._job = job
+        self._context = multiprocessing.get_context("spawn")
+        self._processes: dict[int, BaseProcess] = {}
+        self._pipes: dict[int, Connection] = {}
+        self._attempts = [0] * plan.workers
+
+    def run(self) -> None:
+        with Draining(None) as draining:
+            try:
+                self._start_all(draining)
+                while self._processes:
+                    ready = wait([process.sentinel for process in self._processes.values()])
+                    for number, process in list(self._processes.items()):
+                        if process.sentinel in ready:
+                            self._ended(number, process)
+            except Terminated as signal:
+                self._stop_all(signal.grace)
+                raise
+            except BaseException:
+                self._stop_all(_GRACE)
+                raise
+
+    def _start_all(self, draining: Draining) -> None:
+        for number in range(self._plan.workers):
+            if number and self._plan.startup_interval:
+                wait([process.sentinel for process in self._processes.values()], self._plan.startup_interval)
+            self._start(number)
+
+    def _start(self, number: int) -> None:
+        ours, theirs = self._context.Pipe(duplex=False)
+        arguments = (self._settings, self._plan.node_ids[number], self._job, self._attempts[number], theirs)
+        process = self._context.Process(target=_work, args=arguments, name=f"taskbus-worker-{number}")
+        process.start()
+        theirs.close()
+        self._processes[number], self._pipes[number] = process, ours
+
+    def _ended(self, number: int, process: BaseProcess) -> None:
+        process.join()
+        del self._processes[number]
+        pipe = self._pipes.pop(number)
+        trace = _receive(pipe)
+        if not process.exitcode:
+            return
+        how = f"was killed by signal {-process.exitcode}" if process.exitcode < 0 else "failed"
+        if self._plan.auto_recover and self._attempts[number] < self._plan.max_retries:
+            self._attempts[number] += 1
+            log.warning("worker %d %s; it is started again, for the %d. time", number, how, self._attempts[number])
+            threading.Event().wait(random.uniform(0.05, 0.2) * min(20, self._attempts[number]))
+            self._start(number)
+            return
+        raise WorkerFailed(
+            f"worker {number} {how}" + (f":\n\n{trace}" if trace else ""), worker=number, exitcode=process.exitcode
+        )
+
+    def _stop_all(self, grace: float) -> None:
+        for process in self._processes.values():
+            process.terminate()
+        deadline = time.monotonic() + grace
+        for process in self._processes.values():
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.is_alive():
+                log.warning("%s did not end within %.1f s and is killed", process.name, grace)
+                process.kill()
+                process.join()
+        for pipe in self._pipes.values():
+            pipe.close()
+
+
+def _work(settings: dict[str, Any], node_id: str | None, job: tuple[Any, ...], attempt: int, pipe: Connection) -> None:
+    """A worker's whole life; the parent's death ends it as a SIGTERM does."""
+    main, args, kwargs = job
+    try:
+        run_node(settings, node_id, main, args, kwargs, attempt=attempt)
+    except Terminated:
+        raise SystemExit(0) from None
+    except Exception as error:
+        pipe.send("".join(traceback.format_exception(error)))
+        raise SystemExit(1) from None
+
+
+def _receive(pipe: Connection) -> str:
+    try:
+        return str(pipe.recv()) if pipe.poll() else ""
+    except EOFError:
+        return ""
+    finally:
+        pipe.close()
+
+
+def _check_spawnable(main: Callable[..., Any], args: Any, kwargs: Any) -> None:
+    try:
+        pickle.dumps((main, args, kwargs))
+    except Exception as error:
+        raise ConfigError(
+            f"several workers are spawned, so main and its arguments have to be importable from a module: {error}"
+        ) from error
+
+
+def _node_ids(given: Sequence[int | str] | int | str | None, workers: int) -> list[str | None]:
+    if given is None:
+        return [None] * workers
+    ids = [given] if isinstance(given, int | str) else list(given)
+    if len(ids) == 1 and workers > 1 and str(ids[0]).isdigit():
+        ids = [int(ids[0]) + number for number in range(workers)]
+    if len(ids) != workers or len({str(one) for one in ids}) != workers:
+        raise ConfigError(f"node_ids must be {workers} different ids, or one number to count from, not {given!r}")
+    return [str(one) for one in ids]
