@@ -39,7 +39,7 @@ _DIGEST = 32
 # magic, version, flags, producer, blob id, only_to, count, buffers, text, body, first, CRC of the body
 _FIXED = Struct("<4sBBBBHIIQQQI")
 _CRC = Struct("<I")
-_MAX_NAME, _MAX_GLOBS = 64, 0xFFFF
+_MAX_NAME, _MAX_BLOB, _MAX_GLOBS = 64, 0xFF, 0xFFFF
 
 _Bytes = bytes | bytearray | memoryview
 
@@ -139,12 +139,12 @@ def unpack(data: bytes | memoryview, *, max_size: int, secret: bytes | None = No
     if first < 1 or not 0 < 3 * count <= text_size or 8 * buffers + text_size > size:
         raise _malformed("numbers that cannot be")
     return Frame(
-        producer=_ascii(data[_FIXED.size : named]),
+        producer=_ascii(data[_FIXED.size : named], _MAX_NAME),
         first=first,
         count=count,
         only_to=_read_globs(data[listed:signed]) if globs else (),
         body=memoryview(data)[start:].toreadonly(),
-        blob=_ascii(data[named:listed]) if ids else None,
+        blob=_ascii(data[named:listed], _MAX_BLOB) if ids else None,
         blob_size=size if ids else 0,
         text_size=text_size,
         buffers=buffers,
@@ -233,7 +233,7 @@ def _header(
 ) -> bytes:
     names, ids, globs = producer.encode("ascii"), blob.encode("ascii"), _pack_globs(only_to) if only_to else b""
     assert 0 < len(names) <= _MAX_NAME, producer
-    assert len(ids) <= _MAX_NAME, blob
+    assert len(ids) <= _MAX_BLOB, blob
     flags = (_SIGNED if secret is not None else 0) | (_BESIDE if blob else 0)
     sizes = body.buffers, body.text_size, body.size
     header = (
@@ -313,12 +313,12 @@ def _read_globs(packed: bytes | memoryview) -> tuple[str, ...]:
     return tuple(globs)
 
 
-def _ascii(part: bytes | memoryview) -> str:
+def _ascii(part: bytes | memoryview, longest: int) -> str:
     try:
         name = str(part, "ascii")
     except UnicodeDecodeError:
         raise _malformed("a name that is not ASCII") from None
-    if not 0 < len(name) <= _MAX_NAME:
+    if not 0 < len(name) <= longest:
         raise _malformed("a name that is too long or empty")
     return name
 
