@@ -48,11 +48,11 @@ class Channels:
 
     def subscribe(self, event: str, timeout: float) -> None:
         """Return when messages on the channel of ``event`` arrive here."""
-        if event in self._confirmed:
-            return
         deadline = time.monotonic() + timeout
         with self._changed:
             self._wanted.add(event)
+            if event in self._confirmed:
+                return
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="taskbus-channels", daemon=True)
                 self._thread.start()

@@ -71,7 +71,11 @@ class Cursor:
         self.seen[producer] = first + count - 1
         return max(0, last - first + 1)
 
-    def rewind(self) -> None:
-        """Read all again that is there, knowing what was seen."""
-        self.at = (0, 0)
-        self.expected = None
+    def rewound(self) -> Cursor:
+        """A cursor that reads all again that is there, knowing what was seen.
+
+        A new one, so that whoever still goes through a page from before does not move it.
+        """
+        cursor = Cursor((0, 0))
+        cursor.seen = self.seen
+        return cursor

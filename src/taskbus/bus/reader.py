@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from taskbus import frame
 from taskbus.bus.cursor import Cursor, EntryId, format_id, parse_id
@@ -90,12 +90,27 @@ class _Stream:
         self.paused = False
         self.listened = time.monotonic()
 
-    def lowest(self) -> EntryId | None:
-        """Where to read from; ``None`` while nobody here has room."""
-        cursors = [laggard.cursor.at for laggard in self.laggards if not laggard.rest]
-        if self.shared is not None and not self.paused:
-            cursors.append(self.shared.at)
-        return min(cursors, default=None)
+    def readers(self) -> _Readers:
+        """Who has room for a page that is asked for now."""
+        shared = None if self.paused else self.shared
+        return _Readers(shared, [(laggard, laggard.cursor) for laggard in self.laggards if not laggard.rest])
+
+    def rewind(self) -> None:
+        if self.shared is not None:
+            self.shared = self.shared.rewound()
+        for laggard in self.laggards:
+            laggard.cursor = laggard.cursor.rewound()
+
+
+class _Readers(NamedTuple):
+    """Those for whom a page was asked for; a cursor that came later may have a gap before the page."""
+
+    shared: Cursor | None
+    laggards: Sequence[tuple[_Laggard, Cursor]]
+
+    def cursors(self) -> list[Cursor]:
+        own = [cursor for _, cursor in self.laggards]
+        return own if self.shared is None else [self.shared, *own]
 
 
 class Reader:
@@ -138,9 +153,13 @@ class Reader:
     # Subscriptions ---------------------------------------------------------------------------------------------------
 
     def is_subscribed(self, event: str) -> bool:
-        """Whether the shared cursor of ``event`` is there already: a subscription from now on costs nothing then."""
-        stream = self._streams.get(event)
-        return stream is not None and stream.shared is not None
+        """Whether the shared cursor of ``event`` is there, and stays: a subscription from now on costs nothing then."""
+        with self._lock:
+            stream = self._streams.get(event)
+            if stream is None or stream.shared is None:
+                return False
+            stream.listened = time.monotonic()
+            return True
 
     def follow(self, event: str) -> None:
         """Read ``event`` from where its stream ends now."""
@@ -159,7 +178,7 @@ class Reader:
         alone = _Stream(sink.event, self._keys.events(sink.event))
         alone.laggards.append(laggard)
         page = self._calls.call(b"XRANGE", alone.key, b"(" + format_id(cursor.at), b"+", b"COUNT", _COUNT)
-        self._take(alone, page)
+        self._take(alone, alone.readers(), page)
         with self._lock:
             stream = self._streams.setdefault(sink.event, alone)
             if stream is not alone:
@@ -186,8 +205,7 @@ class Reader:
         """Read everything again from the start, for the streams are not those that were read."""
         with self._lock:
             for stream in self._streams.values():
-                for cursor in self._cursors(stream):
-                    cursor.rewind()
+                stream.rewind()
             self.inbox_at = (0, 0)
 
     def wake(self) -> None:
@@ -268,11 +286,14 @@ class Reader:
                 for laggard in stream.laggards:
                     laggard.retry()
             wanted = {
-                stream.key: (stream, at) for stream in self._streams.values() if (at := stream.lowest()) is not None
+                stream.key: (stream, readers)
+                for stream in self._streams.values()
+                if (readers := stream.readers()).cursors()
             }
+            inbox_at = self.inbox_at
             self._blocked = True
         keys = list(wanted)
-        ids = [format_id(at) for _, at in wanted.values()]
+        ids = [format_id(min(cursor.at for cursor in readers.cursors())) for _, readers in wanted.values()]
         block = int(self._config.block * 1000)
         self._wire.send(
             [
@@ -286,7 +307,7 @@ class Reader:
                     *keys,
                     self.inbox,
                     *ids,
-                    format_id(self.inbox_at),
+                    format_id(inbox_at),
                 )
             ]
         )
@@ -295,11 +316,11 @@ class Reader:
             self._blocked = False
         self.sign_of_life = time.monotonic()
         pages = dict(reply or ())
-        for key, (stream, _) in wanted.items():
+        for key, (stream, readers) in wanted.items():
             entries = pages.get(key, ())
-            self._take(stream, entries)
-            if stream.laggards:
-                self._merge(stream, whole=len(entries) < _COUNT)
+            self._take(stream, readers, entries)
+            if readers.laggards and len(entries) < _COUNT:
+                self._merge(stream, readers)
         self._take_inbox(pages.get(self.inbox, ()))  # last: what was emitted before a finish is delivered before it
 
     def _prune(self) -> None:
@@ -315,19 +336,20 @@ class Reader:
             self.inbox_at = parse_id(entry_id)
             self._node.on_inbox(dict(zip(fields[::2], fields[1::2], strict=False)))
 
-    def _take(self, stream: _Stream, entries: Sequence[Any]) -> None:
+    def _take(self, stream: _Stream, readers: _Readers, entries: Sequence[Any]) -> None:
+        cursors = readers.cursors()
         for entry_id, fields in entries:
             at = parse_id(entry_id)
             try:
-                self._take_entry(stream, at, fields)
+                self._take_entry(stream, readers, at, fields)
             except DecodeError as error:
                 self.reject(error, f"entry {entry_id.decode()} of event {stream.event!r}")
             except BusUnavailable:
                 raise  # a large payload could not be fetched now; the cursor still stands before its entry
-            for cursor in self._cursors(stream):
+            for cursor in cursors:
                 cursor.at = max(cursor.at, at)
 
-    def _take_entry(self, stream: _Stream, at: EntryId, fields: list[bytes] | None) -> None:
+    def _take_entry(self, stream: _Stream, readers: _Readers, at: EntryId, fields: list[bytes] | None) -> None:
         if not fields or len(fields) != 2 or fields[0] != b"f":
             raise DecodeError("not a frame", reason="foreign")
         head = frame.unpack(
@@ -335,8 +357,8 @@ class Reader:
         )
         wanted = self._node.matches(head.only_to)
         own = head.producer == self._node.producer
-        shared = stream.shared if stream.shared is not None and stream.shared.at < at and not stream.paused else None
-        laggards = [laggard for laggard in stream.laggards if laggard.cursor.at < at and not laggard.rest]
+        shared = readers.shared if readers.shared is not None and readers.shared.at < at else None
+        laggards = [(laggard, cursor) for laggard, cursor in readers.laggards if cursor.at < at]
         listened = shared is not None and not own and self._node.is_listened(stream.event)
         # Fetched before any cursor notes the frame: if that fails, the entry is read again.
         blob = self._fetch(head) if head.blob and wanted and (listened or laggards) else None
@@ -348,8 +370,8 @@ class Reader:
                 events = self._decode(head, blob)
                 self.delivered += len(events) - start
                 self._offer(stream, events, start, nbytes)
-        for laggard in laggards:
-            start = self._admit(stream, laggard.cursor, at, head)
+        for laggard, cursor in laggards:
+            start = self._admit(stream, cursor, at, head)
             if start < head.count and wanted:
                 events = self._decode(head, blob) if events is None else events
                 laggard.offer(events, start, nbytes)
@@ -400,12 +422,16 @@ class Reader:
             self._warned[topic] = now
             log.warning(text, *args)
 
-    def _merge(self, stream: _Stream, whole: bool) -> None:
-        """Join laggards to the shared cursor where ``whole``: the page that all of them took ended with the stream."""
+    def _merge(self, stream: _Stream, readers: _Readers) -> None:
+        """Join laggards to the shared cursor: the page that all of them took ended with the stream."""
+        took = dict(readers.laggards)
         with self._lock:
+            if stream.paused or stream.shared is not readers.shared:
+                return
             left = []
             for laggard in stream.laggards:
-                if not whole or laggard.rest or stream.paused or not self._node.merge(laggard.sink, laggard.cursor):
+                behind = laggard.rest or took.get(laggard) is not laggard.cursor
+                if behind or not self._node.merge(laggard.sink, laggard.cursor):
                     left.append(laggard)
                 elif stream.shared is None:
                     stream.shared = laggard.cursor
@@ -423,12 +449,11 @@ class Reader:
         lost = []
         for position, stream in enumerate(streams):
             last, count = parse_id(tails[2 * position]), tails[2 * position + 1]
-            for cursor in self._cursors(stream):
-                back = cursor.expected is not None and count < cursor.expected - 1
-                if back or (last != (0, 0) and last < cursor.at):
-                    lost.append(
-                        f"{stream.event!r} ends at event {count}, this node had read up to {(cursor.expected or 1) - 1}"
-                    )
-                    cursor.rewind()
+            with self._lock:
+                cursors = self._cursors(stream)
+                read = max((cursor.expected or 1) - 1 for cursor in cursors) if cursors else 0
+                if count < read or any((0, 0) != last < cursor.at for cursor in cursors):
+                    lost.append(f"{stream.event!r} ends at event {count}, this node had read up to {read}")
+                    stream.rewind()
         if lost:
             self._node.on_state_loss("; ".join(lost))
