@@ -1,12 +1,13 @@
-"""Signals of a node's process: end the current step, flush, leave; the second signal, or a full budget, ends at once."""
+"""Signals of a node's process: end the current step, flush, leave; a second signal ends it at once."""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import threading
 from multiprocessing.connection import wait
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 if TYPE_CHECKING:
@@ -35,33 +36,41 @@ class Draining:
     """While entered, SIGTERM and SIGINT ask the tasks of ``router`` to leave; nothing is raised into their work.
 
     Only a process without a task to ask, a second signal, and a budget that runs out raise :class:`Terminated` in the
-    main thread. Without a router (the parent of workers) the first signal does so. Does nothing outside the main thread.
+    main thread; without a router (the parent of workers) the first signal does. Does nothing outside the main thread.
     A worker whose parent dies is asked to leave too.
+
+    The signals are taken from a pipe by a thread: the main thread may be blocked when the system hands a signal to
+    another one, and it may hold a lock that asking takes.
     """
 
     def __init__(self, router: Router | None) -> None:
         self._router = router
         self._before: dict[int, Any] = {}
         self._number = 0
-        self._done = threading.Event()
+        self._raise = False
+        self._raised = 0
+        self._own = 0
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
+            self._read, self._write = os.pipe()
+            os.set_blocking(self._write, False)
+            self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._handle)
-            parent = multiprocessing.parent_process()
-            if parent is not None and self._router is not None:
-                threading.Thread(
-                    target=self._watch, args=(parent.sentinel,), name="taskbus-parent", daemon=True
-                ).start()
+            self._thread = threading.Thread(target=self._run, name="taskbus-signals", daemon=True)
+            self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._done.set()
-        for number, before in self._before.items():
-            signal.signal(number, before)
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if self._before:
+            signal.set_wakeup_fd(self._wakeup)
+            for number, before in self._before.items():
+                signal.signal(number, before)
+            os.write(self._write, b"\0")
+            self._thread.join()
+            os.close(self._read)
+            os.close(self._write)
 
     def raise_signal(self) -> None:
         """Raise ``Terminated`` if a signal has come."""
@@ -69,22 +78,47 @@ class Draining:
             raise Terminated(self._number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        first, self._number = not self._number, self._number or number
-        if not first or self._router is None:
-            raise Terminated(number)
-        # Not here: the main thread may hold a lock that asking takes.
-        threading.Thread(target=self._drain, name="taskbus-draining", daemon=True).start()
+        if self._raise:
+            self._raise = False
+            raise Terminated(self._number)
 
-    def _drain(self) -> None:
-        assert self._router is not None
-        asked = self._router.request_leave()
-        budget = INT_BUDGET if self._number == signal.SIGINT else TERM_BUDGET
-        if not self._done.wait(budget if asked else 0.0):
+    def _run(self) -> None:
+        parent = multiprocessing.parent_process()
+        watched = [self._read, parent.sentinel] if parent is not None and self._router is not None else [self._read]
+        budget: float | None = None
+        while True:
+            ready = wait(watched, budget)
+            if not ready:
+                budget = None
+                self._interrupt()
+            elif self._read in ready:
+                for byte in os.read(self._read, 64):
+                    if not byte:
+                        return
+                    if byte in (signal.SIGTERM, signal.SIGINT):
+                        budget = self._arrived(byte)
+            else:
+                watched = [self._read]
+                budget = self._arrived(signal.SIGTERM)
+
+    def _arrived(self, number: int) -> float | None:
+        """Take one signal; returns how long the tasks may still work, ``None`` when nothing is left to be waited for."""
+        if self._own:
+            self._own -= 1
+        elif self._number:
+            if self._raised and number == signal.SIGINT:
+                os._exit(130)  # the third time: whoever types it wants no more flushing
+            self._interrupt()
+        else:
+            self._number = number
+            if self._router is not None and self._router.request_leave():
+                return INT_BUDGET if number == signal.SIGINT else TERM_BUDGET
+            self._interrupt()
+        return None
+
+    def _interrupt(self) -> None:
+        if not self._raised:
+            self._raised, self._raise, self._own = 1, True, self._own + 1
             main = threading.main_thread().ident
             assert main is not None
             signal.pthread_kill(main, signal.Signals(self._number))
-
-    def _watch(self, sentinel: int) -> None:
-        wait([sentinel])
-        if not self._done.is_set():
-            signal.raise_signal(signal.SIGTERM)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import multiprocessing
+import os
 import pickle
 import random
 import threading
@@ -23,7 +24,7 @@ from taskbus.draining import Draining, Terminated
 from taskbus.errors import ConfigError, NodeIdTaken, NotStarted, WorkerFailed
 from taskbus.router import Router, activate, active_router
 
-__all__ = ["Parallel", "Plan", "run_node"]
+__all__ = ["Parallel", "Plan", "run_node", "user_traceback"]
 
 log = logging.getLogger("taskbus")
 
@@ -50,9 +51,7 @@ class Parallel:
         if router is None:
             if name == "is_active":
                 return False
-            raise NotStarted(
-                "no router is active in this process: start it with Parallel.runner(...)(main) or taskbus run"
-            )
+            raise NotStarted("no router is active in this process: use Parallel.runner(...)(main) or taskbus run")
         return getattr(router, name)
 
     @classmethod
@@ -83,7 +82,7 @@ class Parallel:
             run_id: The run to join; default ``TASKBUS_RUN_ID``, else ``"default"``.
             labels: Of every worker.
             node_ids: One for each worker, or the first of consecutive numbers; default: whatever is free.
-            auto_recover: Start ``main`` again when it failed, or its process died, ``max_retries`` times for each worker.
+            auto_recover: Start ``main`` again when it failed or its process died, ``max_retries`` times per worker.
             startup_interval: Seconds between the starts of two workers.
             mq_type: ``"redis"``, the only one.
             settings: Further settings of the routers, see :class:`~taskbus.config.RouterConfig`.
@@ -138,7 +137,10 @@ class Plan:
             raise ConfigError("memory:// lives in one process; give a redis:// URL, or none for a private server")
 
     def run(self, main: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run it to its end; raises ``WorkerFailed``, what ``main`` raised (one worker), or ``Terminated`` after a signal."""
+        """Run it to its end.
+
+        Raises ``WorkerFailed``, what ``main`` raised (one worker), or ``Terminated`` after a signal.
+        """
         if not callable(main):
             raise ConfigError(f"main has to be callable, got {main!r}")
         with ExitStack() as stack:
@@ -162,15 +164,13 @@ class Plan:
                 if not self.auto_recover or attempt >= self.max_retries:
                     raise
                 attempt += 1
-                log.warning(
-                    "main failed (%s: %s); it is started again, for the %d. time", type(error).__name__, error, attempt
-                )
+                log.warning("main failed (%s: %s); start %d of it", type(error).__name__, error, attempt + 1)
 
 
 def run_node(
     settings: dict[str, Any], node_id: str | None, main: Callable[..., Any], args: Any, kwargs: Any, *, attempt: int = 0
 ) -> Any:
-    """Run ``main`` as one node in this process: router active, signals drained; raises ``Terminated`` after a signal."""
+    """Run ``main`` as one node in this process, with its router active; raises ``Terminated`` after a signal."""
     router = Router(**{**settings, "node_id": node_id})
     with Draining(router) as draining:
         _start(router, patient=attempt > 0)
@@ -215,9 +215,9 @@ class _Workers:
         self._attempts = [0] * plan.workers
 
     def run(self) -> None:
-        with Draining(None) as draining:
+        with Draining(None):
             try:
-                self._start_all(draining)
+                self._start_all()
                 while self._processes:
                     ready = wait([process.sentinel for process in self._processes.values()])
                     for number, process in list(self._processes.items()):
@@ -230,7 +230,7 @@ class _Workers:
                 self._stop_all(_GRACE)
                 raise
 
-    def _start_all(self, draining: Draining) -> None:
+    def _start_all(self) -> None:
         for number in range(self._plan.workers):
             if number and self._plan.startup_interval:
                 wait([process.sentinel for process in self._processes.values()], self._plan.startup_interval)
@@ -254,7 +254,7 @@ class _Workers:
         how = f"was killed by signal {-process.exitcode}" if process.exitcode < 0 else "failed"
         if self._plan.auto_recover and self._attempts[number] < self._plan.max_retries:
             self._attempts[number] += 1
-            log.warning("worker %d %s; it is started again, for the %d. time", number, how, self._attempts[number])
+            log.warning("worker %d %s; start %d of it", number, how, self._attempts[number] + 1)
             threading.Event().wait(random.uniform(0.05, 0.2) * min(20, self._attempts[number]))
             self._start(number)
             return
@@ -283,9 +283,18 @@ def _work(settings: dict[str, Any], node_id: str | None, job: tuple[Any, ...], a
         run_node(settings, node_id, main, args, kwargs, attempt=attempt)
     except Terminated:
         raise SystemExit(0) from None
-    except Exception as error:
-        pipe.send("".join(traceback.format_exception(error)))
+    except Exception as error:  # noqa: BLE001 whatever it is, the parent raises it
+        pipe.send(user_traceback(error))
         raise SystemExit(1) from None
+
+
+def user_traceback(error: BaseException) -> str:
+    """The traceback of ``error`` from the first frame that is not ours."""
+    ours = os.path.dirname(__file__)
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None and trace.tb_frame.f_code.co_filename.startswith(ours):
+        trace = trace.tb_next
+    return "".join(traceback.format_exception(error.with_traceback(trace)))
 
 
 def _receive(pipe: Connection) -> str:
@@ -300,7 +309,7 @@ def _receive(pipe: Connection) -> str:
 def _check_spawnable(main: Callable[..., Any], args: Any, kwargs: Any) -> None:
     try:
         pickle.dumps((main, args, kwargs))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 pickle lets errors of all kinds through
         raise ConfigError(
             f"several workers are spawned, so main and its arguments have to be importable from a module: {error}"
         ) from error
