@@ -14,7 +14,7 @@ local holder = redis.call('HMGET', node, 'token', 'host', 'pid', 'started')
 if holder[1] and holder[1] ~= token then return {'TAKEN', holder[2] or '', holder[3] or '', holder[4] or ''} end
 local time = redis.call('TIME')
 local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
-redis.call('SET', KEYS[3], ARGV[6], 'NX')
+redis.call('SET', KEYS[3], ARGV[6] .. '@' .. now, 'NX')  -- random, and when the run began
 local finish = redis.call('HGETALL', KEYS[4])
 redis.call('HSETNX', node, 'started', now)
 redis.call('HSET', node, 'token', token, 'lease', lease, 'host', ARGV[7], 'pid', ARGV[8], 'role', ARGV[9], 'step', ARGV[10],
