@@ -34,6 +34,7 @@ HOUSE = [
     "waits",
     "task",
     "parallel",
+    "proxy",
     "testing",
     "pytest_plugin",
     "",  # taskbus/__init__.py
