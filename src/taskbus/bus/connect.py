@@ -55,16 +55,19 @@ class Target:
         path = self._settings.get("path")
         self.where = path or f"{self._settings.get('host', 'localhost')}:{self._settings.get('port', 6379)}"
 
-    def connection(self) -> redis.Connection:
+    def connection(self, timeout: float | None = None) -> redis.Connection:
         """A new connection, not yet open, that never retries by itself and speaks RESP2.
+
+        Opening it takes at most ``timeout`` seconds, if that is less than the setting.
 
         RESP2, because nothing of ours needs a map or a push, and because it keeps maintenance notifications off: with
         them redis-py skips the check for stale replies.
         """
+        limit = self._timeout if timeout is None else max(0.001, min(self._timeout, timeout))
         return self._kind(  # type: ignore[no-any-return]
             **{
-                "socket_connect_timeout": self._timeout,
-                "socket_timeout": self._timeout,
+                "socket_connect_timeout": limit,
+                "socket_timeout": limit,
                 "retry": Retry(NoBackoff(), 0),
                 "protocol": 2,
                 "driver_info": None,

@@ -65,7 +65,7 @@ class Wire:
 
     def open(self) -> None:
         """Connect and log in; raises ``BusUnavailable`` or ``BusDenied``."""
-        connection: Any = self.target.connection()
+        connection: Any = self.target.connection(self.timeout)
         try:
             connection.connect()
         except Exception as error:
@@ -79,6 +79,12 @@ class Wire:
                 protocolError=driver.InvalidResponse, replyError=DefaultParser.parse_error, notEnoughData=_MORE
             )
         self._connection = connection
+
+    def limit(self, timeout: float) -> None:
+        """From now on no silence of the peer is borne for longer than ``timeout`` seconds."""
+        self.timeout = timeout
+        if self._socket is not None:
+            self._socket.settimeout(timeout)
 
     def send(self, parts: Iterable[Part]) -> None:
         """Send packed commands; a large part goes in pieces, so that the timeout bounds the silence, not the size."""
@@ -195,6 +201,7 @@ class Calls:
 
     def __init__(self, target: Target, *, timeout: float, deadline: float, stopping: threading.Event) -> None:
         self._wire = Wire(target, timeout)
+        self._timeout = timeout
         self._deadline = deadline
         self._stopping = stopping
         self._lock = threading.Lock()
@@ -235,6 +242,7 @@ class Calls:
                 f"Redis at {self._wire.target.where} did not answer in time", where=self._wire.target.where
             )
         try:
+            self._wire.limit(max(0.01, min(self._timeout, deadline - time.monotonic())))
             if not self._wire.is_open:
                 self._wire.open()
             return use(self._wire)

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from redis import exceptions as driver
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from taskbus.bus.connect import Target
     from taskbus.bus.keys import Keys
     from taskbus.config import RouterConfig
+    from taskbus.types import Sink
 
 __all__ = ["Writer"]
 
@@ -69,7 +70,9 @@ class Writer:
         self._on_forgotten = on_forgotten
         self._wire = Wire(target, min(3.0, config.op_timeout))
         self._target = target
-        self._lock = threading.Lock()
+        self.numbering = threading.Lock()
+        """Held while an event gets its number."""
+        self._lock = self.numbering
         self._changed = threading.Condition(self._lock)  # acknowledged, refused, failed, stopped
         self._waiting = 0
         self._wake = threading.Lock()
@@ -97,8 +100,20 @@ class Writer:
         """Begin to write; ``node_id`` must be known."""
         self._thread.start()
 
-    def append(self, event: str, encoded: Encoded, only_to: tuple[str, ...] = (), transient: bool = False) -> None:
-        """Queue one event; waits up to ``op_timeout`` while the outbox is full, then ``BusUnavailable``."""
+    def append(
+        self,
+        event: str,
+        encoded: Encoded,
+        only_to: tuple[str, ...] = (),
+        transient: bool = False,
+        *,
+        look: Callable[[str], Sequence[Sink]] = lambda event: (),
+        timeout: float | None = None,
+    ) -> Sequence[Sink]:
+        """Queue one event; waits up to ``timeout`` (``op_timeout``) while the outbox is full, then ``BusUnavailable``.
+
+        Returns what ``look(event)`` says at the moment at which the event gets its number.
+        """
         text, buffers = encoded
         size = len(text) if not buffers else frame.body_size(text, buffers)
         if size > self._config.max_payload:
@@ -110,7 +125,7 @@ class Writer:
         copies = [bytes(buffer) for buffer in buffers]
         with self._lock:
             if self.fatal is not None or self._refusal is not None or self.denied is not None or self._is_full(size):
-                self._make_room(size)
+                self._make_room(size, self._config.op_timeout if timeout is None else timeout)
             key = (event, transient)
             open_frame = self._open.get(key)
             number = self.sequence.get(event, 0) + 1 if not transient else self.sequence.get("\0" + event, 0) + 1
@@ -136,6 +151,7 @@ class Writer:
             if self._idle:
                 self._idle = False
                 self._wake.release()
+            return look(event)
 
     def sync(self, timeout: float) -> None:
         """Return when all that was appended before is acknowledged.
@@ -191,8 +207,8 @@ class Writer:
             waiting > 0 and self.bytes_waiting + size > self._config.outbox_bytes
         )
 
-    def _make_room(self, size: int) -> None:
-        deadline = time.monotonic() + self._config.op_timeout
+    def _make_room(self, size: int, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
         while True:
             self._raise_fatal()
             self._raise_denied()
