@@ -26,7 +26,8 @@ class NodeInfo:
     """A live node as the registry knows it.
 
     ``seen`` is the age of its last sign of life in seconds, by Redis' clock; ``started`` is a Unix time; ``healthy`` is
-    the node's own word on its reader (a node that writes but no longer hears says ``False``).
+    the node's own word on its reader (a node that writes but no longer hears says ``False``). ``lag``, ``missed``,
+    ``rejected`` and ``reconnects`` are those of :class:`RouterStats`, as of its last heartbeat.
     """
 
     id: str
@@ -39,6 +40,10 @@ class NodeInfo:
     seen: float
     healthy: bool = True
     producer: str = ""
+    lag: int = 0
+    missed: int = 0
+    rejected: int = 0
+    reconnects: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,7 +122,7 @@ class Follower:
         for name, stream in self._streams.items():
             events = known[name].events if name in known else 0
             if stream.cursor.expected is not None and events < stream.cursor.expected - 1:
-                stream.cursor.rewind()
+                stream.cursor = stream.cursor.rewound()
                 stream.more = True
 
     def _begin(self, names: list[str]) -> dict[str, Cursor]:

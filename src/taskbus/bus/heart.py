@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from taskbus.errors import BusDenied, BusError, BusUnavailable, Fenced
 
@@ -20,6 +20,7 @@ __all__ = ["Heart"]
 log = logging.getLogger("taskbus")
 
 _SWEEP_EVERY = 120.0
+_FIELDS = ("role", "step", "healthy", "lag", "missed", "rejected", "reconnects")
 
 
 class Heart:
@@ -37,13 +38,14 @@ class Heart:
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="taskbus-heart", daemon=True)
         self._turn = 0
-        self._written: tuple[Any, ...] = ("", 0, True)
+        self._written: tuple[str | int, ...] = ("", 0, 1, 0, 0, 0, 0)
         self._renewed = time.monotonic()
         self._ttl_renewed = time.monotonic()
         self._next_sweep = time.monotonic() + random.uniform(0.5, 1.0) * _SWEEP_EVERY
         self.sign_of_life = time.monotonic()
         self.watching = 0
         self.is_healthy: Callable[[], bool] = lambda: True
+        self.counts: Callable[[], tuple[int, int, int, int]] = lambda: (0, 0, 0, 0)
         self.recover: Callable[[], None] = lambda: None
         self.on_fenced: Callable[[BusError], None] = lambda error: None
         self.on_gone: Callable[[list[str]], None] = lambda ids: None
@@ -100,10 +102,13 @@ class Heart:
     def _beat(self) -> None:
         now = time.monotonic()
         registry = self._registry
-        state = (registry.role, registry.step, self.is_healthy())
+        state = (registry.role, registry.step, int(self.is_healthy()), *self.counts())
         finished = registry.finish
         if state != self._written:
-            word = registry.beat(("role", state[0], "step", state[1], "healthy", int(state[2])))
+            fields: list[str | int] = []
+            for name, value in zip(_FIELDS, state, strict=True):
+                fields += (name, value)
+            word = registry.beat(fields)
             if word == "OK":
                 self._written, self._renewed = state, now
             else:

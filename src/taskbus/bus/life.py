@@ -90,6 +90,7 @@ class Life:
         self.channels.probe_channel = inbox
         self.loop.on_room = self.reader.resume
         self.heart.is_healthy = self.is_healthy
+        self.heart.counts = self._counts
         self.heart.recover = self.recover
         self.heart.on_fenced = self._fenced
         self.heart.on_gone = self._report_gone
@@ -481,6 +482,11 @@ class Life:
                 self.reader.look()
             except BusError:
                 pass  # the lag stays as it was last seen
+
+    def _counts(self) -> tuple[int, int, int, int]:
+        reader = self.reader
+        reconnects = self.writer.reconnects + reader.reconnects + self.channels.gaps
+        return reader.lag, reader.missed, sum(reader.rejected.values()), reconnects
 
     def stats(self) -> RouterStats:
         """What this life has done so far."""

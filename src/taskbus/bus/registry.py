@@ -118,7 +118,7 @@ class Registry:
         args = (self._keys.prefix, self.node_id, self.producer, *sorted(self.labels))
         self._calls.script("leave", keys, args, timeout=timeout)
 
-    def beat(self, fields: Iterable[bytes | str | int]) -> str:
+    def beat(self, fields: Iterable[str | int]) -> str:
         """Renew the lease and write ``fields``; ``"OK"``, ``"FENCED"`` or ``"FORGOTTEN"``, and notes a finish."""
         keys = (self._keys.node(self.node_id), self._keys.finish)
         word, finished = self._calls.script("beat", keys, (self.producer, self._lease, *fields))
@@ -216,4 +216,8 @@ def _node(node_id: bytes, left: int, flat: list[bytes]) -> NodeInfo:
         seen=max(0.0, (number("lease") - left) / 1000),
         healthy=fields.get("healthy", "1") != "0",
         producer=fields.get("token", ""),
+        lag=int(number("lag")),
+        missed=int(number("missed")),
+        rejected=int(number("rejected")),
+        reconnects=int(number("reconnects")),
     )
