@@ -102,7 +102,7 @@ class Draining:
                 budget = self._arrived(signal.SIGTERM)
 
     def _arrived(self, number: int) -> float | None:
-        """Take one signal; returns how long the tasks may still work, ``None`` when nothing is left to be waited for."""
+        """Take one signal; returns how long the tasks may still work, ``None`` when nothing is waited for."""
         if self._own:
             self._own -= 1
         elif self._number:
