@@ -102,7 +102,7 @@ class Heart:
     def _beat(self) -> None:
         now = time.monotonic()
         registry = self._registry
-        state = (registry.role, registry.step, int(self.is_healthy()), *self.counts())
+        state: tuple[str | int, ...] = (registry.role, registry.step, int(self.is_healthy()), *self.counts())
         finished = registry.finish
         if state != self._written:
             fields: list[str | int] = []
