@@ -105,6 +105,8 @@ class Draining:
         """Take one signal; returns how long the tasks may still work, ``None`` when nothing is waited for."""
         if self._own:
             self._own -= 1
+        elif self._number and number == signal.SIGTERM and multiprocessing.parent_process() is not None:
+            pass  # the parent of workers passes on what the whole group may have got already
         elif self._number:
             if self._raised and number == signal.SIGINT:
                 os._exit(130)  # the third time: whoever types it wants no more flushing
