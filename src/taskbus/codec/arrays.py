@@ -80,10 +80,10 @@ def _dtype(np: Any, told: Any, depth: int = 0) -> Any:
         return np.dtype((_dtype(np, base, depth + 1), tuple(_shape(shape))))
     if type(told) is not dict or not told.keys() <= {"names", "formats", "offsets", "itemsize", "titles", "aligned"}:
         raise malformed("a dtype that is none")
-    aligned = told.pop("aligned", False)
-    told["formats"] = [_dtype(np, each, depth + 1) for each in told["formats"]]
-    if any(type(name) is not str for name in told["names"]):
-        raise malformed("a dtype with a field without a name")
+    names, formats, aligned = told["names"], told["formats"], told.pop("aligned", False)
+    if type(names) is not list or len(names) != len(formats) or any(type(name) is not str for name in names):
+        raise malformed("a dtype whose fields have no names")
+    told["formats"] = [_dtype(np, each, depth + 1) for each in formats]
     return np.dtype(told, align=aligned is True)
 
 
@@ -115,7 +115,12 @@ def _read_array(tree: list[Any], reader: TreeReader) -> Any:
     raw = reader.take()
     # Python's integers: no product of hostile numbers overflows, and nothing is allocated before the sizes agree.
     count = prod(_shape(shape))
-    if count * dtype.itemsize != raw.nbytes or (count and not dtype.itemsize) or order not in ("C", "F"):
+    if (
+        count * dtype.itemsize != raw.nbytes
+        or (count and not dtype.itemsize)
+        or dtype.subdtype
+        or order not in ("C", "F")
+    ):
         raise malformed("an array of another size than its shape")
     return np.ndarray(tuple(shape), dtype, buffer=raw, order=order)
 

@@ -29,8 +29,8 @@ __all__ = [
     "writers",
 ]
 
-MAX_DEPTH = 200
-"""How deep values may be nested; orjson ends at 253 levels, of which the event itself takes two."""
+MAX_DEPTH = 100
+"""How deep values may be nested: what fits into Python's stack, whatever the values, and into orjson's 253 levels."""
 
 MAX_VALUES = 1 << 24
 """How many values one event may hold in all; an array or a ``bytes`` is one. Ends what shared references multiply."""
