@@ -76,7 +76,8 @@ class Proxy:
 
     Every connection has an index, in the order of their coming; :meth:`find` tells which is which. A fault is for all
     connections, present and to come, or for the one given as ``connection``, and for both directions or for one. It
-    replaces the fault that was there before; :meth:`heal` takes all away, and what was held back is forwarded then.
+    replaces the fault that was there before; :meth:`heal` takes all away, and what was held back is forwarded then. When
+    a call returns, what it says is so.
 
     Args:
         target: Host and port of the server.
@@ -85,6 +86,8 @@ class Proxy:
     def __init__(self, target: tuple[str, int]) -> None:
         self._target = target
         self._lock = threading.Lock()
+        self._turned = threading.Condition(self._lock)
+        self._turns = 0
         self._rules: dict[tuple[Direction, int | None], _Rule] = {}
         self._links: dict[int, _Link] = {}
         self._listener: socket.socket | None = None
@@ -103,17 +106,15 @@ class Proxy:
     def start(self) -> Self:
         """Listen on a free port of 127.0.0.1, from now on its address."""
         self._listen()
-        self._wake_out.setblocking(False)
         self._selector.register(self._wake_out, selectors.EVENT_READ, None)
         self._thread.start()
         return self
 
     def stop(self) -> None:
         """Close everything; harmless when repeated."""
-        with self._lock:
-            self._stopping = True
-        self._wake()
         if self._thread.is_alive():
+            self._stopping = True
+            self._wake_in.send(b".")
             self._thread.join()
 
     def __enter__(self) -> Self:
@@ -135,22 +136,17 @@ class Proxy:
     def find(self, containing: bytes) -> int | None:
         """The newest open connection whose first or latest bytes to the server contain ``containing``."""
         with self._lock:
-            for index in sorted(self._links, reverse=True):
-                link = self._links[index]
-                if containing in link.beginning or containing in link.end:
-                    return index
-        return None
+            found = (i for i, link in self._links.items() if containing in link.beginning or containing in link.end)
+            return max(found, default=None)
 
     def move(self, target: tuple[str, int]) -> None:
         """Send new connections to another server."""
-        with self._lock:
-            self._target = target
+        self._target = target
 
     def heal(self) -> None:
         """No fault from now on."""
-        with self._lock:
-            self._rules.clear()
-            self._refusing = False
+        self._rules.clear()
+        self._refusing = False
         self._wake()
 
     def delay(
@@ -194,21 +190,20 @@ class Proxy:
 
     def reset(self, connection: int | None = None) -> None:
         """RST to both sides of the open connections, or of one."""
-        with self._lock:
-            self._resetting.append(connection)
+        self._resetting.append(connection)
         self._wake()
 
     def _set(self, rule: _Rule, direction: Direction, connection: int | None) -> None:
-        with self._lock:
-            for one in ("up", "down") if direction == "both" else (direction,):
-                self._rules[one, connection] = rule
+        for one in ("up", "down") if direction == "both" else (direction,):
+            self._rules[one, connection] = rule
         self._wake()
 
     def _wake(self) -> None:
-        try:
+        """Have the thread act on what has changed, and return when it did."""
+        with self._turned:
+            turns = self._turns
             self._wake_in.send(b".")
-        except OSError:
-            pass  # stopped already
+            self._turned.wait_for(lambda: self._turns > turns or not self._thread.is_alive(), 5.0)
 
     # The thread ------------------------------------------------------------------------------------------------------
 
@@ -227,9 +222,11 @@ class Proxy:
 
     def _run(self) -> None:
         while not self._stopping:
-            with self._lock:
+            with self._turned:
                 self._obey()
                 pause = self._serve()
+                self._turns += 1
+                self._turned.notify_all()
             for key, _ in self._selector.select(pause):
                 if key.fileobj is self._wake_out:
                     self._wake_out.recv(4096)
@@ -247,8 +244,8 @@ class Proxy:
         self._selector.close()
 
     def _obey(self) -> None:
-        resetting, self._resetting = self._resetting, []
-        for wanted in resetting:
+        while self._resetting:
+            wanted = self._resetting.pop()
             for link in list(self._links.values()):
                 if wanted is None or link.index == wanted:
                     self._close(link, reset=True)
@@ -375,7 +372,7 @@ class Proxy:
             wanted[sock] = (mask | wanted.get(sock, (0, link))[0], link)
 
         for direction, pipe in link.pipes():
-            if not self._rule(direction, link).kind in _HOLDS:
+            if self._rule(direction, link).kind not in _HOLDS:
                 if not pipe.ended and pipe.queued < _QUEUED:
                     want(pipe.source, selectors.EVENT_READ)
                 if pipe.blocked and pipe.sink is not None:
