@@ -78,6 +78,8 @@ def there_and_back(value: Any) -> Any:
     """``value`` after its way as an argument and as a keyword argument, which must be the same."""
     args, kwargs = round_trip(value, key=value)
     assert same(args[0], kwargs["key"])
+    assert same(args[0], round_trip(value)[0][0])
+    assert same(args[0], round_trip(key=value)[1]["key"])
     return args[0]
 
 

@@ -73,7 +73,7 @@ def tagged(*tree: Any, buffers: int = 0) -> bytes:
         b"[[[]]]x",
         b"\xff\xfe",
         b"[" * 5000,
-        b"[" * 1000 + b"]" * 1000,
+        b"[" * 1100 + b"]" * 1100,
         b'[[["\\ud800"]]]',
     ],
     ids=lambda text: text[:20].decode("latin-1"),
@@ -270,6 +270,16 @@ def test_many_keys_with_usual_hashes_arrive() -> None:
     grid = {(x, y) for x in range(-50, 50) for y in range(-50, 50)}
     [(args, _)] = decode(*join(encode((grid,), {})))
     assert args[0] == grid
+
+
+def test_foreign_plain_values_may_be_as_deep_as_the_parser_allows() -> None:
+    # Nothing walks over plain values: the parser's own limit is the one that counts.
+    [((value,), _)] = decode(b"[" * 1000 + b"]" * 1000, [])
+    depth = 0
+    while value:
+        [value] = value
+        depth += 1
+    assert depth == 996
 
 
 def peak_of(text: bytes, *buffers: bytes) -> int:

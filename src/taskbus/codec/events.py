@@ -108,8 +108,9 @@ def decode(
         events: list[Event] = []
         at = 0
         for event in found:
-            if len(event) == 2:
-                args, kwargs = event
+            size = len(event)
+            if size <= 2:
+                args, kwargs = event if size == 2 else (*event, {})
                 if type(args) is list and type(kwargs) is dict:
                     events.append(((*args,), kwargs))
                     continue
@@ -168,10 +169,10 @@ def _encode_tree(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Encoded:
 def _parts(
     event: Any, buffers: Sequence[memoryview], at: int
 ) -> tuple[list[Any], dict[str, Any], Sequence[memoryview], str]:
-    """The arguments, the buffers and the codec (``""`` is ours) of an event that is not the usual pair."""
-    if type(event) is not list or not 0 < len(event) <= 4:
+    """The arguments, the buffers and the codec (``""`` is ours) of an event that is not plain."""
+    if type(event) is not list or len(event) not in (3, 4):
         raise malformed("an event that is none")
-    args, kwargs, count, codec = (event + [{}, 0, ""][len(event) - 1 :])[:4]
+    args, kwargs, count, codec = event if len(event) == 4 else (*event, "")
     if type(args) is not list or type(kwargs) is not dict or type(count) is not int or type(codec) is not str:
         raise malformed("an event that is none")
     if not 0 <= count <= len(buffers) - at:
