@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from taskbus.demo.board import Board
-from taskbus.demo.display import Lines, sparkline
+from taskbus.demo.display import Lines, Screen, open_display, sparkline
 from taskbus.demo.plot import save_curve
 from taskbus.types import NodeInfo
 
@@ -73,3 +75,23 @@ def test_the_curve_is_a_png(tmp_path: Path) -> None:
     board.heard_progress(500, 2, 20.0)
     board.heard_evaluation(1000, 300.0, False)
     assert save_curve(board, tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_screen_shows_figures_curve_and_nodes() -> None:
+    board = Board()
+    board.saw([a_node("collector-1"), a_node("evaluator")])
+    board.lost("collector-1", "killed by SIGKILL")
+    board.heard_progress(12_345, 48, 21.0)
+    board.heard_evaluation(12_000, 250.0, False)
+    console = Console(file=io.StringIO(), force_terminal=True, width=90)
+    screen = Screen(console)
+    screen.show(board)
+    screen.close()
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert "12,345" in shown and "250.0" in shown and "▅" in shown
+    assert "gone: killed by SIGKILL" in shown and "evaluator" in shown
+
+
+def test_output_that_is_no_terminal_gets_lines() -> None:
+    assert isinstance(open_display(), Lines)

@@ -54,9 +54,9 @@ def test_every_process_is_a_node_by_its_name_with_its_role_as_label(
 ) -> None:
     monkeypatch.setattr(sys, "executable", "echo")
     crew = Crew("redis://here", "run-1", tmp_path, ended.put)
-    crew.start("collector", "collector-1")
+    crew.start("collector", "collector-1", "7")
     said = ended.get(timeout=20).last_words()
     assert said == (
-        "-m taskbus run taskbus.demo.collector:main --labels collector --node-id collector-1"
-        " --run-id run-1 --url redis://here"
+        "-m taskbus run taskbus.demo.collector:main --labels collector --node-ids collector-1"
+        " --run-id run-1 --url redis://here -- 7"
     )

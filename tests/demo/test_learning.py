@@ -39,7 +39,7 @@ def test_the_gradient_is_the_slope_of_the_loss() -> None:
     def loss() -> float:
         return float((weight * policy.layers(observations)[-1]).sum())
 
-    gradient = policy.gradient(policy.layers(observations), weight)  # type: ignore[arg-type]
+    gradient = policy.gradient(policy.layers(observations), weight)
     for name, value in policy.params.items():
         place = tuple(size // 2 for size in value.shape)
         before, step = value[place], 1e-6

@@ -30,6 +30,7 @@ def collect(player: Player) -> Callable[[PlayerContext], None]:
     """Middleware that plays one trajectory and emits it, arrays and all, to the learner alone."""
 
     def play_and_emit(ctx: PlayerContext) -> None:
-        task.emit("trajectory", only_to="learner", **vars(player.play(_STEPS)))
+        if ctx.steps is not None:
+            task.emit("trajectory", only_to="learner", **vars(player.play(_STEPS)))
 
     return play_and_emit

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import logging
+import os
 import secrets
+import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import FrameType
 
 from taskbus import Router
 from taskbus.bus.embedded import EmbeddedServer
@@ -25,11 +29,12 @@ _NEEDED = ("gymnasium", "matplotlib", "numpy", "rich")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo; returns its exit code: 0 solved, 1 not, 2 wrong arguments, 130 stopped by Ctrl-C."""
+    """Run the demo; returns its exit code: 0 solved, 1 not, 2 wrong arguments, 130 after Ctrl-C."""
     options = _parser().parse_args(argv)
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         print(f"taskbus demo: {', '.join(missing)} missing; install taskbus[demo]", file=sys.stderr)
         return 1
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         return _run(options)
     except TaskbusError as error:
@@ -38,6 +43,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("taskbus demo: stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of our output (`| head`) has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """End as after Ctrl-C, with the exit code that a shell expects."""
+    raise SystemExit(128 + number)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,14 +77,31 @@ def _count(text: str) -> int:
 def _run(options: argparse.Namespace) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     run_id = options.run_id or f"demo-{secrets.token_hex(4)}"
-    with _bus(options.url) as url, Router(url, run_id=run_id, node_id="demo", labels="onlooker") as router:
+    with ExitStack() as stack:
+        stack.enter_context(_log(options.out / "demo.log"))
+        url = stack.enter_context(_bus(options.url))
+        router = stack.enter_context(Router(url, run_id=run_id, node_id="demo", labels="observer"))
         board, display = Board(), open_display()
-        display.say(f"run {run_id} on {hide_password(url)}: 1 learner, {options.workers} collectors, 1 evaluator")
+        display.say(f"run {run_id} on {hide_password(url)}")
         try:
             failure = _train(options, router, board, display)
         finally:
             display.close()
     return _report(options, board, failure)
+
+
+@contextmanager
+def _log(path: Path) -> Iterator[None]:
+    """Warnings of this process go to a file, so that they do not disturb the display."""
+    handler = logging.FileHandler(path, mode="w")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("taskbus")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
 
 
 @contextmanager
@@ -85,14 +117,14 @@ def _bus(url: str | None) -> Iterator[str]:
 
 def _train(options: argparse.Namespace, router: Router, board: Board, display: Display) -> str:
     """Start the processes and look on until the run is over; returns what went wrong, if anything did."""
-    watch = Watch(router, board, display)
+    watch = Watch(router, board, display, options.workers)
     crew = Crew(router.config.url, router.config.run_id, options.out, watch.ended)
     try:
-        router.emit("seed", options.seed)
-        crew.start("learner", "learner")
+        crew.start("learner", "learner", str(options.seed))
         for number in range(1, options.workers + 1):
             crew.start("collector", f"collector-{number}")
         crew.start("evaluator", "evaluator")
+        display.say("started " + ", ".join(f"{member.name} (pid {member.pid})" for member in crew.members.values()))
         watch.until_over(options.timeout)
     finally:
         if router.finished is None:

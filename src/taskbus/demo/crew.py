@@ -85,10 +85,10 @@ class Crew:
         self._on_end = on_end
         self.members: dict[str, Member] = {}
 
-    def start(self, role: str, name: str) -> None:
-        """Start ``taskbus.demo.<role>`` as a node called ``name``, with its role as label."""
+    def start(self, role: str, name: str, *arguments: str) -> None:
+        """Start ``taskbus.demo.<role>`` as node ``name`` with its role as label, and arguments for ``main``."""
         command = [sys.executable, "-m", "taskbus", "run", f"taskbus.demo.{role}:main"]
-        command += ["--labels", role, "--node-id", name, *self._bus]
+        command += ["--labels", role, "--node-ids", name, *self._bus, "--", *arguments]
         self.members[name] = Member(role, name, command, self._logs / f"{name}.log", self._on_end)
 
     def stop(self, timeout: float) -> None:

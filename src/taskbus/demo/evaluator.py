@@ -33,6 +33,8 @@ def evaluate(player: Player) -> Callable[[PlayerContext], None]:
     """Middleware that emits the mean return of some episodes, and finishes the run when it is good."""
 
     def play_and_judge(ctx: PlayerContext) -> None:
+        if ctx.steps is None:
+            return
         mean_return = mean(player.episode() for _ in range(EPISODES))
         solved = mean_return >= SOLVED
         task.emit("evaluation", steps=ctx.steps, mean_return=mean_return, solved=solved)

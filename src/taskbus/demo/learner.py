@@ -1,6 +1,6 @@
 """The learner: takes trajectories from whoever sends some, and answers each with new weights for all.
 
-Run one for each run: ``taskbus run taskbus.demo.learner:main --labels learner``.
+Run one for each run: ``taskbus run taskbus.demo.learner:main --labels learner -- SEED``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from taskbus.demo.learning import Adam, improve
 from taskbus.demo.playing import Trajectory
 from taskbus.demo.policy import Policy
 from taskbus.demo.weights import PATIENCE
-from taskbus.errors import WaitTimeout
+from taskbus.errors import RunFinished
 
 __all__ = ["main"]
 
@@ -36,11 +36,10 @@ class LearnerContext(Context):
         self.keep("steps")
 
 
-def main() -> None:
-    """Learn until somebody finishes the run."""
+def main(seed: str = "0") -> None:
+    """Learn until somebody finishes the run; ``seed`` is of the first weights."""
+    policy = Policy(int(seed))
     with task.start(ctx=LearnerContext()):
-        seed = task.wait_for("seed", timeout=1.0, since="start")  # emitted before we came, by who started the job
-        policy = Policy(*seed[0]) if seed else Policy()
         task.emit("weights", policy.params, steps=0)
         task.use(receive)
         task.use(learn(policy))
@@ -50,11 +49,12 @@ def main() -> None:
 
 def receive(ctx: LearnerContext) -> None:
     """Wait for the next trajectory; those that came while we were learning are waiting already."""
-    found = task.wait_for("trajectory", timeout=PATIENCE, since="last")
+    try:
+        found = task.wait_for("trajectory", PATIENCE, ignore_timeout_exception=False, since="last")
+    except RunFinished:
+        return
     if found is not None:
         ctx.trajectory = Trajectory(**found[1])
-    elif not task.finish:
-        raise WaitTimeout(f"no trajectory for {PATIENCE:g} s: is a collector on the run?")
 
 
 def learn(policy: Policy) -> Callable[[LearnerContext], None]:

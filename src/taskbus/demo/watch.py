@@ -21,33 +21,41 @@ _LOOK_EVERY = 1.0  # seconds between two looks at the registry
 class Watch:
     """Listens on ``router``, keeps ``board`` up to date and shows it until the run is over.
 
-    ``failure`` is one sentence on why the job cannot come to its end, else empty.
+    Args:
+        router: This node, started.
+        board: What is known of the run.
+        display: Where it is shown.
+        collectors: How many are started here; when all are gone and nobody else brings one, the job cannot go on.
+
+    Attributes:
+        failure: One sentence on why the job cannot come to its end; empty if it can.
     """
 
-    def __init__(self, router: Router, board: Board, display: Display) -> None:
+    def __init__(self, router: Router, board: Board, display: Display, collectors: int) -> None:
+        self.board = board
+        self.display = display
         self.failure = ""
         self._router = router
-        self._board = board
-        self._display = display
+        self._collectors = collectors
+        self._finish: FinishInfo | None = None
         self._over = threading.Event()
         self._solved = threading.Event()
         self._next_look = 0.0
-        router.on("progress", board.heard_progress)
+        router.on("progress", self.board.heard_progress)
         router.on("evaluation", self._heard_evaluation)
         router.on_finish(self._heard_finish)
 
     def until_over(self, timeout: float) -> None:
         """Show the board until the run is finished or has failed; after ``timeout`` seconds that is a failure too."""
         deadline = monotonic() + timeout
-        while not self._over.wait(min(self._display.every, max(0.0, deadline - monotonic()))):
+        while not self._over.wait(min(self.display.every, max(0.0, deadline - monotonic()))):
             self._look()
-            self._display.show(self._board)
+            self.display.show(self.board)
             if monotonic() >= deadline:
-                self._fail(f"not solved within {timeout:g} s: the best mean return was {self._board.best:.1f}")
-        if not self.failure and not self._solved.wait(_GRACE):
-            finish = self._router.finished
-            self.failure = f"the run was finished by node {finish.node!r} ({finish.reason})" if finish else "unknown"
-        self._display.show(self._board)
+                self._fail(f"not solved within {timeout:g} s: the best mean return was {self.board.best:.1f}")
+        if self._finish is not None and not self._solved.wait(_GRACE):
+            self.failure = f"the run was finished by node {self._finish.node!r} ({self._finish.reason})"
+        self.display.show(self.board)
 
     def ended(self, member: Member) -> None:
         """A process of ours has ended; a collector may do so, and the others go on without it."""
@@ -56,27 +64,31 @@ class Watch:
         if member.role != "collector":
             self._fail(f"{member.name} {member.how}: {member.last_words()} (more in {member.log})")
             return
-        self._board.lost(member.name, member.how)
-        self._display.say(f"{member.name} (pid {member.pid}) is gone, {member.how}: the training goes on")
+        self._collectors -= 1
+        self.board.lost(member.name, member.how)
+        self.display.say(f"{member.name} (pid {member.pid}) is gone, {member.how}: the training goes on")
 
     def _look(self) -> None:
         if monotonic() < self._next_look:
             return
         self._next_look = monotonic() + _LOOK_EVERY
         try:
-            gone = self._board.saw(self._router.nodes())
+            gone = self.board.saw(self._router.nodes())
         except BusError as error:
-            self._display.say(f"nobody knows who is on the run: {error}")
+            self.display.say(f"nobody knows who is on the run: {error}")
             return
         for name in gone:
-            self._display.say(f"{name} has left the run")
+            self.display.say(f"{name} has left the run")
+        if self._collectors <= 0 and not any("collector" in node.labels for node in self.board.here):
+            self._fail("no collector is left")
 
     def _heard_evaluation(self, steps: int, mean_return: float, solved: bool) -> None:
-        self._board.heard_evaluation(steps, mean_return, solved)
+        self.board.heard_evaluation(steps, mean_return, solved)
         if solved:
             self._solved.set()
 
     def _heard_finish(self, finish: FinishInfo) -> None:
+        self._finish = finish
         self._over.set()
 
     def _fail(self, why: str) -> None:

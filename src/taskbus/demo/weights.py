@@ -7,33 +7,34 @@ from dataclasses import dataclass
 
 from taskbus import Context, task
 from taskbus.demo.policy import Policy
-from taskbus.errors import WaitTimeout
+from taskbus.errors import RunFinished
 
 __all__ = ["PATIENCE", "PlayerContext", "fetch_weights"]
 
 PATIENCE = 60.0
-"""Seconds without news after which a role takes the other side for dead."""
+"""Seconds without news after which a role gives up, with an error that says what did not come."""
 
 
 @dataclass
 class PlayerContext(Context):
-    """``steps``: of training, after which the weights of this step were made."""
+    """``steps`` of training had made the weights of this step; ``None``: there are no new ones."""
 
-    steps: int = 0
+    steps: int | None = None
 
 
 def fetch_weights(policy: Policy) -> Callable[[PlayerContext], None]:
     """Middleware that waits for weights this node has not seen, and gives ``policy`` the newest of them.
 
-    When the run is over meanwhile, everything stays as it was.
+    Without news (the run is over, or this node is asked to leave) everything stays as it was.
     """
     since = "start"  # the first weights may be older than this node
 
     def fetch(ctx: PlayerContext) -> None:
         nonlocal since
-        found = task.wait_for("weights", timeout=PATIENCE, since=since)
-        if found is None and not task.finish:
-            raise WaitTimeout(f"no weights for {PATIENCE:g} s: is a learner on the run?")
+        try:
+            found = task.wait_for("weights", PATIENCE, ignore_timeout_exception=False, since=since)
+        except RunFinished:
+            return
         since = "last"  # from here on: each once, none missed
         while found is not None:
             (policy.params,), ctx.steps = found[0], found[1]["steps"]
