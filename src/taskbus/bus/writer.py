@@ -313,12 +313,13 @@ class Writer:
         if arguments is not None:
             parts.append(self._command(b"EVALSHA", script.sha, arguments))
         self._wire.send(parts)
-        replies = [self._wire.read() for _ in range(len(blobs) + len(transient))]
-        for reply in replies:
-            self._wire.check(reply)
+        # All are read before one is checked: a reply that is left would be taken for the next command's.
+        replies = [self._wire.read() for _ in range(len(blobs) + len(transient) + (arguments is not None))]
+        reply = replies.pop() if arguments is not None else None
+        for other in replies:
+            self._wire.check(other)
         if arguments is None:
             return "ok"
-        reply = self._wire.read()
         if isinstance(reply, driver.NoScriptError):
             self._wire.send([self._command(b"EVAL", script.text, arguments)])
             reply = self._wire.read()
