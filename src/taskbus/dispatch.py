@@ -265,16 +265,25 @@ class EventLoop:
     def slow(self, older_than: float) -> list[tuple[str, str, float]]:
         """The calls that have run for longer than ``older_than`` seconds: ``(event, function, seconds)``.
 
-        A call counts from the first of these looks that saw it, so this wants to be asked now and then. It keeps the clock
-        out of the delivery of each event, where it would cost a tenth of it.
+        A call counts from the first of these looks that saw it, so this wants to be asked now and then. That keeps the
+        clock out of the delivery of each event, where it would cost a tenth of it.
         """
         now = monotonic()
         with self._lock:
             busy = [(listener, listener.call) for listener in self._busy]
         before = self._looks
-        self._looks = {one: before[one] if one in before and before[one][0] is call else (call, now) for one, call in busy}
+        self._looks = {
+            one: before[one] if one in before and before[one][0] is call else (call, now) for one, call in busy
+        }
         ages = [(one, now - since) for one, (call, since) in self._looks.items() if call is not None]
         return [(one.event, function_name(one.fn), age) for one, age in ages if age > older_than]
+
+    def cancel(self, reason: Callable[[], BaseException]) -> None:
+        """End every wait that goes on, each with a ``reason()`` of its own; listeners stay."""
+        for sinks in list(self._table.values()):
+            for sink in sinks:
+                if isinstance(sink, Waiter | Trail):
+                    sink.cancel(reason())
 
     def close(self, timeout: float = 0.0) -> None:
         """Close every sink and end the threads; those inside a call get ``timeout`` seconds, then end by themselves."""

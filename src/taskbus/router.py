@@ -109,22 +109,27 @@ class Router:
             if self._life is not None:
                 self.loop = EventLoop(self.loop.name)
             life = Life(self.config, self.loop)
+            life.on_fenced = self.request_leave
             life.start()
             self._life = life
-        if life.finished is not None:
+        finished = life.finish.known
+        if finished is not None:
             log.warning(
                 "run %r is finished already (by node %r: %s); reset it with `taskbus reset %s` to use the name again",
                 self.config.run_id,
-                life.finished.node,
-                life.finished.reason,
+                finished.node,
+                finished.reason,
                 self.config.run_id,
             )
         return self
 
-    def stop(self) -> int:
-        """Deliver and flush what was emitted, leave the run, end every thread, all within ``stop_timeout``.
+    def stop(self, timeout: float | None = None) -> int:
+        """Deliver and flush what was emitted, leave the run, end every thread.
 
         Harmless when repeated.
+
+        Args:
+            timeout: Seconds for all of it; default ``stop_timeout``.
 
         Returns:
             How many events were not acknowledged by Redis; 0 when all is well.
@@ -132,8 +137,9 @@ class Router:
         life = self._life
         if life is None or life.is_stopped:
             return 0
-        deadline = time.monotonic() + self.config.stop_timeout
-        left = life.stop()
+        budget = self.config.stop_timeout if timeout is None else timeout
+        deadline = time.monotonic() + budget
+        left = life.stop(timeout=budget)
         self.loop.close(max(0.0, deadline - time.monotonic()))
         self._last_stats = life.stats()
         return left
@@ -159,7 +165,7 @@ class Router:
     @property
     def labels(self) -> frozenset[str]:
         """Given labels and, once started, ``node.{id}``."""
-        return self._life.labels if self._life is not None else self.config.labels
+        return self._life.intake.labels if self._life is not None else self.config.labels
 
     def add_labels(self, labels: frozenset[str]) -> None:
         """Carry these labels too, for ``only_to`` and the registry."""
@@ -263,18 +269,19 @@ class Router:
     @property
     def finished(self) -> FinishInfo | None:
         """The durable finish of the run, once known."""
-        return self._life.finished if self._life is not None else None
+        return self._life.finish.known if self._life is not None else None
 
-    def finish(self, reason: str = "completed") -> bool:
+    def finish(self, reason: str = "completed", timeout: float | None = None) -> bool:
         """Finish the run for every node, now and later; the first reason stays.
 
-        False while it could not be written yet; that is tried again with every heartbeat.
+        False when Redis did not take it within ``timeout`` seconds (``op_timeout``); that is tried again with every
+        heartbeat. :attr:`finished` is true at once in any case.
         """
-        return self.life.finish(reason)
+        return self.life.finish_run(reason, timeout)
 
     def on_finish(self, callback: Callable[[FinishInfo], None]) -> Callable[[], None]:
         """Call ``callback`` once when the run is finished, at once if it is; returns what removes it."""
-        return self.life.on_finish(callback)
+        return self.life.finish.on_finish(callback)
 
     def fail(self, error: BaseException) -> None:
         """Tell the others that this node leaves because of ``error``; with ``finish_on_error`` it ends the run."""
@@ -285,7 +292,7 @@ class Router:
         reason = f"{type(error).__name__}: {_text(error)}"
         life.announce("taskbus.node_failed", reason=reason)
         if self.config.finish_on_error:
-            life.finish(f"error: {reason}")
+            life.finish_run(f"error: {reason}")
 
     def on_leave(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call ``callback``, on a thread of its own, when this process is asked to leave; returns its remover."""
@@ -315,7 +322,7 @@ class Router:
     def nodes(self, patterns: Labels = None) -> list[NodeInfo]:
         """The live nodes of the run, by id; with ``patterns`` those of which a label, or ``node.{id}``, matches one."""
         globs = (patterns,) if isinstance(patterns, str) else tuple(patterns or ("*",))
-        found = self.life.registry.nodes()
+        found = self.life.nodes()
         return [node for node in found if patterns is None or _matches(node, globs)]
 
     def wait_for_nodes(self, patterns: Labels, count: int, timeout: float) -> list[NodeInfo]:
@@ -342,25 +349,14 @@ class Router:
         """Return when ``count`` live nodes are at the barrier ``name``; it can be used again at once."""
         check_name("the name of a barrier", name)
         life = self.life
-        deadline = time.monotonic() + timeout
-        ticket, epoch = "", life.registry.epoch
-        while True:
-            turn = life.barrier_turn
-            if epoch != life.registry.epoch:
-                ticket, epoch = "", life.registry.epoch
-            is_open, ticket, here = life.registry.arrive(name, count, ticket)
-            if is_open:
-                return
-            try:
-                self._check_wait(deadline, f"{len(here)} of {count} nodes are at barrier {name!r}: {', '.join(here)}")
-            except WaitTimeout:
-                if life.registry.withdraw(name, ticket):
-                    return
-                raise
-            life.wait_for_barrier_news(turn, min(deadline - time.monotonic(), self.config.lease))
+        remove = life.finish.on_finish(lambda info: life.barriers.notify())
+        try:
+            life.barriers.wait(name, count, time.monotonic() + timeout, self._check_wait)
+        finally:
+            remove()
 
     def _check_wait(self, deadline: float, what: str) -> None:
-        self.life.check_alive()
+        self.life.check_place()
         if self.finished is not None:
             raise RunFinished(
                 f"the run was finished by node {self.finished.node!r} ({self.finished.reason}) while {what}"

@@ -14,13 +14,31 @@ from taskbus.errors import BusDenied, BusError, BusUnavailable, Fenced
 if TYPE_CHECKING:
     from taskbus.bus.registry import Registry
     from taskbus.config import RouterConfig
+    from taskbus.dispatch import EventLoop
 
-__all__ = ["Heart"]
+__all__ = ["Heart", "SlowListeners"]
 
 log = logging.getLogger("taskbus")
 
 _SWEEP_EVERY = 120.0
+_SLOW_LISTENER = 5.0
 _FIELDS = ("role", "step", "healthy", "lag", "missed", "rejected", "reconnects")
+
+
+class SlowListeners:
+    """Says once for each listener that one call of it has run for long."""
+
+    def __init__(self, loop: EventLoop) -> None:
+        self._loop = loop
+        self._warned: set[tuple[str, str]] = set()
+
+    def warn(self) -> None:
+        for event, name, seconds in self._loop.slow(_SLOW_LISTENER):
+            if (event, name) not in self._warned:
+                self._warned.add((event, name))
+                log.warning(
+                    "listener %s of event %r has run for %.0f s; only its own mailbox waits", name, event, seconds
+                )
 
 
 class Heart:
@@ -57,11 +75,15 @@ class Heart:
         """Begin to beat."""
         self._thread.start()
 
-    def stop(self, deadline: float) -> None:
-        """End the thread; it is waited for until ``deadline`` (monotonic)."""
+    def end(self) -> None:
+        """Have the thread end after what it is at."""
         with self._due:
             self._stopped = True
             self._due.notify_all()
+
+    def stop(self, deadline: float) -> None:
+        """End the thread; it is waited for until ``deadline`` (monotonic)."""
+        self.end()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(max(0.05, deadline - time.monotonic()))
 
@@ -81,6 +103,8 @@ class Heart:
                 self.on_fenced(error)
                 return
             except BusError as error:
+                if self._stopped:
+                    return
                 if (
                     isinstance(error, BusDenied)
                     or not isinstance(error, BusUnavailable)

@@ -47,6 +47,10 @@ class Keys:
         """The control stream of a node; also the name of its own probe channel."""
         return self._key(f"node:{node_id}:inbox")
 
+    def owner(self, node_id: str) -> bytes:
+        """The token of the life that took a node id last; it outlasts the lease."""
+        return self._key(f"node:{node_id}:owner")
+
     def producer(self, producer: str) -> bytes:
         """What the append script remembers of one life of a node."""
         return self._key(f"producer:{producer}")

@@ -55,6 +55,7 @@ class Registry:
         self.inbox_at = b"0-0"
         self.finish: FinishInfo | None = None
         self.finish_in_redis = False
+        self.was_away = False
         self.role = ""
         self.step = 0
 
@@ -82,17 +83,19 @@ class Registry:
                     self._ttl,
                     fresh,
                     *who,
+                    int(bool(self.epoch)),
                     *sorted(self.labels),
                 ),
             )
             if answer[0] == b"TAKEN":
                 self._refuse(answer)
-            _, node_id, epoch, now, last, finish = answer
+            _, node_id, epoch, now, last, finish, is_new = answer
             forgotten = bool(self.epoch) and epoch != self.epoch
             if not self.epoch:
                 self.node_id = node_id.decode()
                 self.joined = (int(now), 0)
                 self.inbox_at = last
+            self.was_away = bool(self.epoch) and bool(is_new)
             self.epoch = epoch
             found = finish_from(finish)
             self.finish_in_redis = found is not None
@@ -102,10 +105,8 @@ class Registry:
     def _refuse(self, answer: list[bytes]) -> None:
         host, pid = answer[1].decode(errors="replace"), answer[2].decode(errors="replace")
         if self.epoch:
-            raise Fenced(
-                f"node id {self.node_id!r} belongs to process {pid} on {host} now; this node may not write any more",
-                node=self.node_id,
-            )
+            holder = f"belongs to process {pid} on {host} now" if pid else "was taken by another process meanwhile"
+            raise Fenced(f"node id {self.node_id!r} {holder}; this node may not write any more", node=self.node_id)
         raise NodeIdTaken(
             f"node id {self.node_id!r} of run {self._keys.run_id!r} is held by process {pid} on {host}",
             node=self.node_id,
@@ -139,6 +140,7 @@ class Registry:
             self._keys.epoch,
             self._keys.streams,
             self._keys.producer(self.producer),
+            self._keys.owner(self.node_id),
         )
         inbox = self._keys.inbox(self.node_id)
         self._calls.script("renew", (*keys, inbox), (self._keys.prefix, self._ttl, *sorted(self.labels)))
@@ -150,28 +152,39 @@ class Registry:
         self.finish = finish_from(self._calls.call(b"HGETALL", self._keys.finish)) or self.finish
         return self.finish
 
-    def write_finish(self, reason: str, timeout: float) -> FinishInfo:
-        """Finish the run; returns the finish that holds, which is another node's when that was first."""
+    def write_finish(self, reason: str, timeout: float, *, node: str = "", at: float = 0.0) -> FinishInfo:
+        """Finish the run; returns the finish that holds, which is another node's when that was first.
+
+        ``node`` and ``at`` are those of a finish that was declared earlier; default are this node and Redis' clock.
+        """
         keys = (self._keys.finish, self._keys.nodes, self._keys.labels, self._keys.epoch, self._keys.streams)
-        args = (self._keys.prefix, self.node_id, reason, int(self._config.finish_ttl * 1000))
+        args = (self._keys.prefix, node or self.node_id, reason, int(self._config.finish_ttl * 1000), at or "")
         found = finish_from(self._calls.script("finish", keys, args, timeout=timeout))
         self.finish = found or FinishInfo(self.node_id, reason, time.time())
+        self.finish_in_redis = True
         return self.finish
 
     def nodes(self) -> list[NodeInfo]:
         """Every live node of the run, by id."""
-        flat = self._calls.script("nodes", (self._keys.nodes,), (self._keys.prefix,))
+        return self.census()[0]
+
+    def census(self) -> tuple[list[NodeInfo], int]:
+        """Every live node of the run, by id, and how many are listed whose lease ran out."""
+        flat, dead = self._calls.script("nodes", (self._keys.nodes,), (self._keys.prefix,))
         found = [_node(*flat[position : position + 3]) for position in range(0, len(flat), 3)]
-        return sorted(found, key=lambda node: (len(node.id), node.id))
+        return sorted(found, key=lambda node: (len(node.id), node.id)), dead
 
     def sweep(self) -> list[str]:
         """Remove the nodes whose lease ran out; returns their ids."""
         gone = self._calls.script("sweep", (self._keys.nodes, self._keys.labels), (self._keys.prefix,))
         return [node_id.decode() for node_id in gone]
 
-    def arrive(self, name: str, count: int, ticket: str) -> tuple[bool, str, list[str]]:
-        """Be at a barrier: whether it is open, its generation, and who is there."""
-        args = (self._keys.prefix, name, self.node_id, count, self._ttl, ticket)
+    def arrive(self, name: str, count: int, ticket: str, arrival: str) -> tuple[bool, str, list[str]]:
+        """Be at a barrier: whether it is open, its generation, and who is there.
+
+        ``arrival`` names this arrival, so that a repeated attempt of it is no second one.
+        """
+        args = (self._keys.prefix, name, self.node_id, count, self._ttl, ticket, self.producer, arrival)
         answer = self._calls.script("barrier", (self._keys.barrier(name),), args)
         return bool(answer[0]), answer[1].decode(), sorted(node_id.decode() for node_id in answer[2:])
 
@@ -187,13 +200,19 @@ class Registry:
             lambda: bool(self._calls.call(b"SISMEMBER", self._keys.nodes, me)),
             lambda: bool(self._calls.call(b"GET", self._keys.epoch) == self.epoch),
             lambda: bool(self._calls.call(b"EXISTS", self._keys.inbox(self.node_id))),
-            lambda: self.finish is not None or self.look_for_finish() is None or True,
+            self._finish_is_there,
             *(
                 lambda label=label: bool(self._calls.call(b"SISMEMBER", self._keys.label(label), me))
                 for label in sorted(self.labels)
             ),
         ]
         return checks[turn % len(checks)]()
+
+    def _finish_is_there(self) -> bool:
+        if self.finish_in_redis:
+            return bool(self._calls.call(b"EXISTS", self._keys.finish))
+        self.finish_in_redis = self.look_for_finish() is not None
+        return True
 
 
 def _node(node_id: bytes, left: int, flat: list[bytes]) -> NodeInfo:

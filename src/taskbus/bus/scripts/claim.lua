@@ -1,27 +1,36 @@
 #!lua flags=allow-oom
 -- Take a node id and register, or do it again for the same life of a node.
 -- KEYS: nodes, labels, epoch, finish.
--- ARGV: prefix, wanted id or '', token, lease in ms, run ttl in ms, a new epoch, host, pid, role, step, labels...
--- Answers {'OK', id, epoch, time in ms, last id of the inbox, finish as a flat list} or {'TAKEN', host, pid, started}.
+-- ARGV: prefix, wanted id or '', token, lease in ms, run ttl in ms, a new epoch, host, pid, role, step, 1 if again, labels...
+-- Answers {'OK', id, epoch, time in ms, last id of the inbox, finish as a flat list, 1 if the node was not there}
+-- or {'TAKEN', host, pid, started}.
 local prefix, id, token, lease, ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 if id == '' then
   local n = 0
-  while redis.call('EXISTS', prefix .. 'node:' .. n) == 1 do n = n + 1 end
+  while true do
+    local found = redis.call('HGET', prefix .. 'node:' .. n, 'token')
+    if not found or found == token then break end  -- ours: the answer to an earlier attempt was lost
+    n = n + 1
+  end
   id = tostring(n)
 end
 local node = prefix .. 'node:' .. id
 local holder = redis.call('HMGET', node, 'token', 'host', 'pid', 'started')
 if holder[1] and holder[1] ~= token then return {'TAKEN', holder[2] or '', holder[3] or '', holder[4] or ''} end
+-- A life that was away and whose id had another owner since stays out, even if that one has left.
+local owner = redis.call('GET', node .. ':owner')
+if ARGV[11] == '1' and owner and owner ~= token then return {'TAKEN', '', '', ''} end
+redis.call('SET', node .. ':owner', token, 'PX', ttl)
 local time = redis.call('TIME')
 local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
 redis.call('SET', KEYS[3], ARGV[6] .. '@' .. now, 'NX')  -- random, and when the run began
 local finish = redis.call('HGETALL', KEYS[4])
 redis.call('HSETNX', node, 'started', now)
 redis.call('HSET', node, 'token', token, 'lease', lease, 'host', ARGV[7], 'pid', ARGV[8], 'role', ARGV[9], 'step', ARGV[10],
-  'healthy', '1', 'labels', table.concat(ARGV, ',', 11))
+  'healthy', '1', 'labels', table.concat(ARGV, ',', 12))
 redis.call('PEXPIRE', node, lease)
 redis.call('SADD', KEYS[1], id)
-for i = 11, #ARGV do
+for i = 12, #ARGV do
   redis.call('SADD', KEYS[2], ARGV[i])
   redis.call('SADD', prefix .. 'label:' .. ARGV[i], id)
   redis.call('PEXPIRE', prefix .. 'label:' .. ARGV[i], ttl)
@@ -31,4 +40,4 @@ local inbox = node .. ':inbox'
 local last = redis.call('XADD', inbox, 'MAXLEN', '~', '100', '*', 'k', 'claim', 'token', token)
 redis.call('PEXPIRE', inbox, ttl)
 for i = 1, 3 do redis.call('PEXPIRE', KEYS[i], ttl) end
-return {'OK', id, redis.call('GET', KEYS[3]), now, last, finish}
+return {'OK', id, redis.call('GET', KEYS[3]), now, last, finish, holder[1] and 0 or 1}

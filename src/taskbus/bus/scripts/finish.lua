@@ -1,11 +1,13 @@
 #!lua flags=allow-oom
 -- Finish the run, once: the first reason stays. Gives every key of the run its last time to live and wakes every node.
--- KEYS: finish, nodes, labels, epoch, streams. ARGV: prefix, node, reason, ttl in ms.
+-- KEYS: finish, nodes, labels, epoch, streams. ARGV: prefix, node, reason, ttl in ms, time or ''.
 -- Answers the finish as a flat list: node, .., reason, .., at, ..
 local prefix, ttl = ARGV[1], ARGV[4]
 if redis.call('EXISTS', KEYS[1]) == 0 then
   local time = redis.call('TIME')
-  redis.call('HSET', KEYS[1], 'node', ARGV[2], 'reason', ARGV[3], 'at', time[1] .. '.' .. string.format('%06d', time[2]))
+  local at = time[1] .. '.' .. string.format('%06d', time[2])
+  if ARGV[5] ~= '' then at = ARGV[5] end
+  redis.call('HSET', KEYS[1], 'node', ARGV[2], 'reason', ARGV[3], 'at', at)
 end
 local finish = redis.call('HGETALL', KEYS[1])
 for i = 1, 5 do redis.call('PEXPIRE', KEYS[i], ttl) end

@@ -1,0 +1,117 @@
+"""The durable end of a run as one node knows it: sticky here at once, in Redis as soon as that can be reached."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from taskbus.errors import BusError
+from taskbus.types import FinishInfo
+
+if TYPE_CHECKING:
+    from taskbus.bus.registry import Registry
+    from taskbus.bus.writer import Writer
+
+__all__ = ["Finish"]
+
+log = logging.getLogger("taskbus")
+
+
+class Finish:
+    """The finish of one run for one life of a node; what is declared while Redis is away stays pending."""
+
+    def __init__(self, run_id: str, registry: Registry, writer: Writer) -> None:
+        self._run_id = run_id
+        self._registry = registry
+        self._writer = writer
+        self._lock = threading.Lock()
+        self._callbacks: list[Callable[[FinishInfo], None]] = []
+        self._unwritten: FinishInfo | None = None
+        self.known: FinishInfo | None = None
+
+    @property
+    def is_pending(self) -> bool:
+        """Declared here, and not in Redis yet."""
+        return self._unwritten is not None
+
+    def declare(self, reason: str, timeout: float) -> bool:
+        """Finish the run; false when Redis did not take it within ``timeout`` seconds."""
+        with self._lock:
+            if self.known is not None:
+                return not self.is_pending
+            self.known = self._unwritten = FinishInfo(self._registry.node_id, reason, time.time())
+        self.retry(timeout)
+        if self.is_pending:
+            log.warning("the finish of run %r is pending until Redis can be reached", self._run_id)
+        self._call_back()
+        return not self.is_pending
+
+    def retry(self, timeout: float = 1.0) -> None:
+        """Write a pending finish, if Redis can be reached.
+
+        First what was emitted before, so that nobody hears of the end and misses what led to it; but a finish does not
+        wait for ever for events that Redis does not take.
+        """
+        unwritten = self._unwritten
+        if unwritten is None:
+            return
+        deadline = time.monotonic() + timeout
+        try:
+            if self._writer.waiting:
+                self._writer.sync(timeout / 2)
+        except BusError as error:
+            log.info("finishing before all events are acknowledged: %s", error)
+        left = max(0.05, deadline - time.monotonic())
+        try:
+            self._registry.write_finish(unwritten.reason, left, node=unwritten.node, at=unwritten.at)
+        except BusError as error:
+            log.info("the finish of run %r is still pending: %s", self._run_id, error)
+        else:
+            self._unwritten = None
+            self.learn()
+
+    def learn(self) -> None:
+        """Take over what the registry knows: the first finish that Redis took is that of everybody."""
+        info = self._registry.finish
+        if info is None:
+            return
+        with self._lock:
+            self.known = info
+        self._call_back()
+
+    def assert_again(self) -> None:
+        """Redis has lost the finish: it is pending once more, as it was."""
+        with self._lock:
+            if self.known is None or self.is_pending:
+                return
+            self._unwritten = self.known
+        log.warning("Redis has lost the finish of run %r; it is written again", self._run_id)
+
+    def on_finish(self, callback: Callable[[FinishInfo], None]) -> Callable[[], None]:
+        """Call back once when the run is finished; at once when it is already. Returns what removes the callback."""
+        with self._lock:
+            known = self.known
+            if known is None:
+                self._callbacks.append(callback)
+        if known is not None:
+            callback(known)
+
+        def remove() -> None:
+            with self._lock:
+                if callback in self._callbacks:
+                    self._callbacks.remove(callback)
+
+        return remove
+
+    def _call_back(self) -> None:
+        with self._lock:
+            info, callbacks, self._callbacks = self.known, self._callbacks, []
+        assert info is not None
+        for callback in callbacks:
+            try:
+                callback(info)
+            except Exception:
+                log.exception("a callback of the finish of run %r failed", self._run_id)
