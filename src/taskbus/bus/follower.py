@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -78,6 +79,7 @@ class Follower:
         self._streams: dict[str, _Stream] = {}
         self._since = since
         self._looked = 0.0
+        self._never = threading.Event()
         self.missed = 0
         """Events that were trimmed before they were read."""
         if since != "now":
@@ -142,6 +144,8 @@ class Follower:
     def _fill(self, block: float) -> None:
         hungry = {stream.key: stream for stream in self._streams.values() if not stream.page}
         if not hungry:
+            if not self._streams and block > 0:
+                self._never.wait(block)
             return
         waits: tuple[bytes | int, ...] = (b"BLOCK", max(1, int(1000 * block))) if block > 0 else ()
         ids = [format_id(stream.cursor.at) for stream in hungry.values()]

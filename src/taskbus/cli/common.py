@@ -1,0 +1,119 @@
+"""What the commands share: options, exit codes, and how things are said."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from taskbus.bus.guest import Guest
+from taskbus.config import RouterConfig
+from taskbus.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    "FAILED",
+    "INTERRUPTED",
+    "OK",
+    "RUN_FINISHED",
+    "TIMED_OUT",
+    "USAGE",
+    "Commands",
+    "add_command",
+    "ago",
+    "complain",
+    "config_of",
+    "guest_of",
+    "note",
+    "redis_url",
+    "table",
+]
+
+OK, FAILED, USAGE, RUN_FINISHED, TIMED_OUT, INTERRUPTED = 0, 1, 2, 3, 124, 130
+
+Commands = Any  # argparse keeps the type of its subparsers to itself
+
+
+def add_command(
+    commands: Commands,
+    name: str,
+    command: Callable[[argparse.Namespace], int],
+    help: str,
+    examples: str,
+    *,
+    of_run: bool = True,
+) -> argparse.ArgumentParser:
+    """A subcommand with the options that all have; ``examples`` ends its help."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=help,
+        description=f"{help[0].upper()}{help[1:]}.",
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=command)
+    parser.add_argument("--url", help="where the bus is, as redis://host:port/db (default: TASKBUS_URL)")
+    parser.add_argument("--redis-host", metavar="HOST", help="instead of --url")
+    parser.add_argument("--redis-port", metavar="PORT", type=int, help="instead of --url")
+    if of_run:
+        parser.add_argument("--run-id", metavar="RUN", help='the run (default: TASKBUS_RUN_ID, else "default")')
+    return parser
+
+
+def redis_url(options: argparse.Namespace) -> str | None:
+    """The URL that was asked for: ``--url``, or made of ``--redis-host`` and ``--redis-port``."""
+    if options.redis_host is None and options.redis_port is None:
+        return options.url or None
+    if options.url:
+        raise ConfigError("give --url, or --redis-host and --redis-port, not both")
+    return f"redis://{options.redis_host or '127.0.0.1'}:{options.redis_port or 6379}"
+
+
+def config_of(options: argparse.Namespace, **settings: Any) -> RouterConfig:
+    """Settings from the options and the environment."""
+    return RouterConfig.from_env(url=redis_url(options), run_id=getattr(options, "run_id", None), **settings)
+
+
+def guest_of(options: argparse.Namespace, **settings: Any) -> Guest:
+    """A guest at the run of the options; not yet connected."""
+    return Guest(config_of(options, **settings))
+
+
+def complain(name: str, what: object) -> None:
+    """One sentence on stderr."""
+    print(f"taskbus {name}: {what}", file=sys.stderr, flush=True)
+
+
+def note(text: str) -> None:
+    """News beside the output proper, on stderr."""
+    print(f"# {text}", file=sys.stderr, flush=True)
+
+
+def ago(seconds: float | None) -> str:
+    """A duration in two letters' width: ``0.4s``, ``12s``, ``3m``, ``5h``, ``2d``."""
+    if seconds is None:
+        return "?"
+    if seconds < 10:
+        return f"{seconds:.1f}s"
+    for limit, unit, name in ((120, 1, "s"), (7200, 60, "m"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.0f}{name}"
+    return f"{seconds / 86_400:.0f}d"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]], *, right: str = "") -> list[str]:
+    """Lines with aligned columns; those named in ``right`` (separated by blanks) are aligned to the right."""
+    cells = [[str(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    to_right = [name in right.split() for name in head]
+    return [
+        "  ".join(
+            cell.rjust(width) if is_right else cell.ljust(width)
+            for cell, width, is_right in zip(row, widths, to_right, strict=True)
+        ).rstrip()
+        for row in cells
+    ]
