@@ -118,7 +118,7 @@ def _same_set(a: Any, b: Any) -> bool:
 
 
 def _same_array(a: Any, b: Any) -> bool:
-    return (
+    return bool(
         a.dtype == b.dtype
         and a.shape == b.shape
         and a.flags.f_contiguous == b.flags.f_contiguous
@@ -127,7 +127,7 @@ def _same_array(a: Any, b: Any) -> bool:
 
 
 def _same_clock(a: Any, b: Any) -> bool:
-    return a.replace(tzinfo=None) == b.replace(tzinfo=None) and a.fold == b.fold and same(a.tzinfo, b.tzinfo)
+    return bool(a.replace(tzinfo=None) == b.replace(tzinfo=None) and a.fold == b.fold) and same(a.tzinfo, b.tzinfo)
 
 
 def _same_ordered(a: Any, b: Any) -> bool:

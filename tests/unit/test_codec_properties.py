@@ -56,7 +56,7 @@ keys = st.recursive(
     max_leaves=4,
 )
 values = st.recursive(
-    st.one_of(singles, arrays, st.binary().map(bytearray), st.binary().map(memoryview)),
+    st.one_of(singles, arrays, st.binary().map(bytearray), st.binary().map(lambda data: memoryview(data))),
     lambda inner: st.one_of(
         st.lists(inner, max_size=4),
         st.lists(inner, max_size=4).map(tuple),

@@ -257,9 +257,10 @@ def test_a_tree_deeper_than_the_limit_is_an_error() -> None:
 @pytest.mark.parametrize("tag", ["!s", "!fs", "!d", "!c", "!o", "!dd"])
 def test_a_flood_of_equal_hashes_is_refused_at_once(tag: str) -> None:
     keys: list[Any] = [["!i", format(k * (2**61 - 1), "x")] for k in range(1, 20_001)]
-    tree = [tag, *{"!o": [None], "!dd": ["list"]}.get(tag, [])]
+    tree: list[Any] = [tag]
+    tree.extend({"!o": [None], "!dd": ["list"]}.get(tag, []))
     for key in keys:
-        tree += [key] if tag in ("!s", "!fs") else [key, 1]
+        tree.extend([key] if tag in ("!s", "!fs") else [key, 1])
     text = tagged(*tree)
     start = time.perf_counter()
     assert reason(text) == "malformed"
