@@ -76,8 +76,8 @@ class Proxy:
 
     Every connection has an index, in the order of their coming; :meth:`find` tells which is which. A fault is for all
     connections, present and to come, or for the one given as ``connection``, and for both directions or for one. It
-    replaces the fault that was there before; :meth:`heal` takes all away, and what was held back is forwarded then. When
-    a call returns, what it says is so.
+    replaces the fault that was there; :meth:`heal` takes all away, and what was held back is forwarded then. When a
+    call returns, what it says is so.
 
     Args:
         target: Host and port of the server.

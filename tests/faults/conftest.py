@@ -24,6 +24,10 @@ MakeNode = Callable[..., Node]
 MakeProcess = Callable[..., NodeProcess]
 
 
+FAST: dict[str, float] = {"heartbeat": 0.3, "lease": 2.0, "block": 1.0, "op_timeout": 3.0, "connect_timeout": 1.0}
+"""Settings under which everything that is noticed by time is noticed soon."""
+
+
 def scaled(few: int, many: int) -> int:
     """``few`` in every run of the suite, ``many`` with ``TASKBUS_FAULTS=full``."""
     return many if FULL else few
