@@ -91,7 +91,7 @@ def same(a: Any, b: Any) -> bool:
     if compare is not None:
         return bool(compare(a, b))
     if isinstance(a, np.generic):
-        return a.dtype == b.dtype and a.tobytes() == b.tobytes()
+        return bool(a.dtype == b.dtype) and a.tobytes() == b.tobytes()
     if isinstance(a, tuple):
         return _same_items(a, b)
     if isinstance(a, dict):

@@ -210,6 +210,10 @@ def test_a_type_that_is_not_known_is_named(tree: list[Any], name: str, monkeypat
         ["(2,)f4", [1], "C"],
         ["<f3", [1], "C"],
         ["<M8[x]", [1], "C"],
+        ["<M8[0s]", [1], "C"],
+        ["<M8[00s]", [1], "C"],
+        ["<m8[-1s]", [1], "C"],
+        ["<m8[9999999999s]", [1], "C"],
         ["<f4\n", [2], "C"],
         ["<U9999999999", [0], "C"],
         [None, [1], "C"],
@@ -257,8 +261,8 @@ def test_a_tree_deeper_than_the_limit_is_an_error() -> None:
 @pytest.mark.parametrize("tag", ["!s", "!fs", "!d", "!c", "!o", "!dd"])
 def test_a_flood_of_equal_hashes_is_refused_at_once(tag: str) -> None:
     keys: list[Any] = [["!i", format(k * (2**61 - 1), "x")] for k in range(1, 20_001)]
-    tree: list[Any] = [tag]
-    tree.extend({"!o": [None], "!dd": ["list"]}.get(tag, []))
+    before: dict[str, list[Any]] = {"!o": [None], "!dd": ["list"]}
+    tree = [tag, *before.get(tag, [])]
     for key in keys:
         tree.extend([key] if tag in ("!s", "!fs") else [key, 1])
     text = tagged(*tree)

@@ -18,9 +18,10 @@ from taskbus.errors import DecodeError
 
 __all__: list[str] = []
 
+# A unit of zero seconds is no dtype either: NumPy takes it, and divides by it (SIGFPE) at the next comparison.
 _SIMPLE = re.compile(
     r"[<>|=](?:b1|[iu][1248]|f(?:2|4|8|12|16)|c(?:8|16|24|32)|[SUV]\d{1,9}"
-    r"|[mM]8(?:\[\d{0,9}(?:Y|M|W|D|h|m|s|ms|us|μs|ns|ps|fs|as)\])?)",
+    r"|[mM]8(?:\[(?:[1-9]\d{0,8})?(?:Y|M|W|D|h|m|s|ms|us|μs|ns|ps|fs|as)\])?)",
     re.ASCII,
 )
 _MAX_NESTED = 16
