@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import signal
@@ -33,7 +34,7 @@ def demo(tmp_path: Path) -> Iterator[Demo]:
     yield start
     for process in started:
         try:
-            until(lambda process=process: not members(process.pid), timeout=10, what="all processes are gone")
+            until(functools.partial(is_gone, process.pid), timeout=10, what="all processes are gone")
         finally:
             if members(process.pid):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -42,9 +43,19 @@ def demo(tmp_path: Path) -> Iterator[Demo]:
 
 def members(session: int) -> list[int]:
     """The processes of a session that live."""
-    found = subprocess.run(["ps", "-s", str(session), "-o", "pid=,stat="], capture_output=True, text=True, check=False)
-    lines = [line.split() for line in found.stdout.splitlines()]
-    return [int(pid) for pid, state in lines if not state.startswith("Z")]
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, _, sid = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue  # it has ended meanwhile
+        if int(sid) == session and state != "Z":
+            found.append(int(entry.name))
+    return found
+
+
+def is_gone(session: int) -> bool:
+    return not members(session)
 
 
 def pids(line: str) -> dict[str, int]:

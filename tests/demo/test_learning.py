@@ -32,7 +32,7 @@ def a_trajectory(steps: int, *, fell: bool = False, ended: bool = False) -> Traj
 
 def test_the_gradient_is_the_slope_of_the_loss() -> None:
     policy = Policy(seed=1)
-    policy.params = {name: value.astype(np.float64) for name, value in policy.params.items()}  # type: ignore[misc]
+    policy.params = {name: value.astype(np.float64) for name, value in policy.params.items()}
     observations = np.random.default_rng(2).standard_normal((5, 4))
     weight = np.random.default_rng(3).standard_normal((5, 2))
 

@@ -46,7 +46,7 @@ class Policy:
             layers.append(total if layer == len(_SIZES) - 2 else np.tanh(total))
         return layers
 
-    def gradient(self, layers: list[Array], slope: Array) -> Params:
+    def gradient(self, layers: list[Array], slope: npt.NDArray[Any]) -> Params:
         """The gradient for ``params``, from ``layers`` of a batch and the slope of the loss at their output."""
         gradient: Params = {}
         for layer in reversed(range(len(_SIZES) - 1)):
