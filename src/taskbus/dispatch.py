@@ -134,20 +134,20 @@ class EventLoop:
     def detach(self, sink: Sink) -> None:
         """Take ``sink`` out of the table, with what is pending for it; harmless when it is not there."""
         self.remove(sink)
-        with self._pending_lock:
-            waiting = self._pending.get(sink.event, {})
-            held = waiting.pop(sink, None) is not None
-        if held:
-            self.refill(sink.event)
+        if self._pending:
+            with self._pending_lock:
+                held = self._pending.get(sink.event, {}).pop(sink, None) is not None
+            if held:
+                self.refill(sink.event)
 
     def remove(self, sink: Sink) -> None:
         """Take ``sink`` out of the table only."""
         with self._lock:
-            left = tuple(other for other in self._table.get(sink.event, ()) if other is not sink)
-            if left:
-                self._table[sink.event] = left
-            else:
-                self._table.pop(sink.event, None)
+            sinks = self._table.get(sink.event, ())
+            if sinks == (sink,):
+                del self._table[sink.event]
+            elif sink in sinks:
+                self._table[sink.event] = tuple(other for other in sinks if other is not sink)
 
     def sinks(self, event: str) -> tuple[Sink, ...]:
         return self._table.get(event, ())

@@ -109,8 +109,10 @@ class Sink(Protocol):
 class Link(Protocol):
     """What a task needs of the bus: a :class:`~taskbus.router.Router`, or its stand-in without one."""
 
-    is_active: bool
     loop: EventLoop
+
+    @property
+    def is_active(self) -> bool: ...
 
     @property
     def node_id(self) -> str | None: ...
@@ -120,6 +122,10 @@ class Link(Protocol):
 
     @property
     def finished(self) -> FinishInfo | None: ...
+
+    def start(self) -> object: ...
+
+    def stop(self) -> object: ...
 
     def emit_event(
         self,
@@ -144,7 +150,7 @@ class Link(Protocol):
     def sync(self, timeout: float | None = None) -> None:
         """Return when all emitted before is acknowledged; raise what stands in the way."""
 
-    def finish(self, reason: str) -> None: ...
+    def finish(self, reason: str) -> object: ...
 
     def on_finish(self, callback: Callable[[FinishInfo], None]) -> Callable[[], None]:
         """Call ``callback`` at most once, from a thread of the bus, when the run is finished; returns its remover."""

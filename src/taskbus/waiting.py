@@ -19,11 +19,12 @@ __all__ = ["Trail", "Waiter"]
 class Waiter:
     """Resolves at its first event, once, whoever comes first: an event, :meth:`cancel` or the timeout."""
 
-    __slots__ = ("_claim", "_event", "_reason", "_wake", "event", "ready")
+    __slots__ = ("_claim", "_event", "_reason", "_wake", "event", "ready", "timed_out")
 
     def __init__(self, event: str) -> None:
         self.event = event
         self.ready = True
+        self.timed_out = False
         self._claim = threading.Lock()  # taken for ever by the one who resolves
         self._wake = threading.Lock()
         self._wake.acquire()
@@ -36,8 +37,12 @@ class Waiter:
         Raises:
             BaseException: The reason given to :meth:`cancel`.
         """
-        if not self._wake.acquire(timeout=_seconds_until(deadline)) and not self._claim.acquire(blocking=False):
-            self._wake.acquire()  # somebody resolved it at the very deadline
+        if deadline == math.inf:
+            self._wake.acquire()
+        elif not self._wake.acquire(timeout=_seconds_until(deadline)):
+            self.timed_out = self._claim.acquire(blocking=False)
+            if not self.timed_out:
+                self._wake.acquire()  # somebody resolves it at the very deadline
         if self._reason is not None:
             raise self._reason
         return self._event
@@ -57,7 +62,10 @@ class Waiter:
             self._wake.release()
 
     def put(self, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float) -> None:
-        self.resolve((args, kwargs))
+        # `resolve`, written out: what runs between this release and the emitter's next pause is what the waiter waits for.
+        if self._claim.acquire(blocking=False):
+            self._event = args, kwargs
+            self._wake.release()
 
     def offer(self, events: Sequence[Event], start: int, nbytes: int) -> int:
         self.resolve(events[start])
@@ -73,24 +81,38 @@ class Trail:
     Args:
         event: Exact name.
         max_events: How many to keep; beyond that the oldest is dropped.
+        max_bytes: How much to keep by the size of frames, one event of any size aside.
         on_drop: Called with the number of events just dropped, on the thread that brought the newest.
     """
 
-    def __init__(self, event: str, *, max_events: int = 10_000, on_drop: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self,
+        event: str,
+        *,
+        max_events: int = 10_000,
+        max_bytes: int = 64 * 1024 * 1024,
+        on_drop: Callable[[int], None] | None = None,
+    ) -> None:
         self.event = event
         self.ready = True
         self._max_events = max_events
+        self._max_bytes = max_bytes
         self._on_drop = on_drop
-        self._kept: deque[Event] = deque()
+        self._kept: deque[tuple[Event, int]] = deque()  # each with its share of the bytes of its frame
+        self._bytes = 0
         self._waiters: deque[Waiter] = deque()
+        self._ended = False
+        self._reason: BaseException | None = None
         self._lock = threading.Lock()
 
     def join(self, waiter: Waiter) -> None:
         """Give ``waiter`` the oldest event, now or when one comes."""
         with self._lock:
             if self._kept:
-                if waiter.resolve(self._kept[0]):
-                    self._kept.popleft()
+                if waiter.resolve(self._kept[0][0]):
+                    self._drop_first()
+            elif self._ended:
+                waiter.cancel(self._reason)
             else:
                 self._waiters.append(waiter)
 
@@ -99,6 +121,15 @@ class Trail:
         with self._lock:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
+
+    def forget_through(self, event: Event) -> None:
+        """Drop ``event``, the very same one, and what came before it; nothing when it is not here."""
+        with self._lock:
+            for index, (kept, _) in enumerate(self._kept):
+                if kept[1] is event[1]:
+                    for _ in range(index + 1):
+                        self._drop_first()
+                    return
 
     def wait(self, deadline: float = math.inf) -> Event | None:
         """The oldest event, or the next one; as :meth:`Waiter.wait`."""
@@ -110,8 +141,9 @@ class Trail:
             self.leave(waiter)
 
     def cancel(self, reason: BaseException | None = None) -> None:
-        """End the waits that go on now, each as :meth:`Waiter.cancel`."""
+        """End every wait that finds nothing kept, from now on, each as :meth:`Waiter.cancel`."""
         with self._lock:
+            self._ended, self._reason = True, reason
             waiters, self._waiters = self._waiters, deque()
         for waiter in waiters:
             waiter.cancel(reason)
@@ -120,13 +152,13 @@ class Trail:
         self.offer([(args, kwargs)], 0, 0)
 
     def offer(self, events: Sequence[Event], start: int, nbytes: int) -> int:
+        share = nbytes // len(events)
         with self._lock:
             for index in range(start, len(events)):
                 if not self._hand_over(events[index]):
-                    self._kept.append(events[index])
-            dropped = max(0, len(self._kept) - self._max_events)
-            for _ in range(dropped):
-                self._kept.popleft()
+                    self._kept.append((events[index], share))
+                    self._bytes += share
+            dropped = self._drop_excess()
         if dropped and self._on_drop is not None:
             self._on_drop(dropped)
         return len(events)
@@ -137,12 +169,20 @@ class Trail:
                 return True
         return False
 
+    def _drop_excess(self) -> int:
+        before = len(self._kept)
+        while len(self._kept) > self._max_events or (self._bytes > self._max_bytes and len(self._kept) > 1):
+            self._drop_first()
+        return before - len(self._kept)
+
+    def _drop_first(self) -> None:
+        _, share = self._kept.popleft()
+        self._bytes -= share
+
     def close(self) -> None:
         self.cancel()
 
 
 def _seconds_until(deadline: float) -> float:
-    """For ``Lock.acquire``: -1 means without end, and nothing may be longer than ``TIMEOUT_MAX``."""
-    if deadline == math.inf:
-        return -1
+    """For ``Lock.acquire``, which takes nothing below 0 and nothing above ``TIMEOUT_MAX``."""
     return min(max(0.0, deadline - monotonic()), threading.TIMEOUT_MAX)

@@ -1,0 +1,131 @@
+"""The waits of one task: who waits now, what they wait on, and what ends all of them early."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from taskbus.errors import NotStarted, RunFinished, WaitTimeout
+from taskbus.waiting import Trail, Waiter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from taskbus.types import Event, Link, Since
+
+__all__ = ["Waits"]
+
+log = logging.getLogger(__name__)
+
+
+class Waits:
+    """Every ``wait_for`` of a task between its start and its stop.
+
+    Whatever ends the waits is noted first, then the waiters that are there are cancelled; a wait registers first, then
+    looks whether it was ended. So none is overlooked, and without a lock a signal handler may end waits, too.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._open: set[Waiter] = set()
+        self._trails: dict[str, Trail] = {}
+        self._trails_lock = threading.Lock()
+        self._over: Callable[[], BaseException | None] | None = None
+        self._failing: set[object] = set()
+
+    # What ends waits
+
+    def finished_here(self) -> None:
+        """The waits of now end with ``RunFinished``; later ones may still collect what the others have to say."""
+        self._cancel(lambda: RunFinished("the run was finished", node=self._link.node_id))
+
+    def finished_by_another(self, node: str) -> None:
+        """All waits end with ``RunFinished``, from now on."""
+        self._end(lambda: RunFinished(f"the run was finished by node {node!r}", node=node))
+
+    def leave(self) -> None:
+        """All waits end with ``None``, from now on."""
+        self._end(lambda: None)
+
+    def close(self) -> None:
+        """All waits end with ``NotStarted``, from now on, and nothing is kept for later ones."""
+        self._end(lambda: NotStarted("the task was stopped while it waited"))
+        with self._trails_lock:
+            trails, self._trails = self._trails, {}
+        for trail in trails.values():
+            self._link.unsubscribe(trail)
+
+    def fail(self, source: object) -> None:
+        """All waits end with ``None`` until ``source`` is said to have recovered."""
+        self._failing.add(source)
+        self._cancel(lambda: None)
+
+    def recover(self, source: object) -> None:
+        self._failing.discard(source)
+
+    def _end(self, reason: Callable[[], BaseException | None]) -> None:
+        self._over = reason
+        self._cancel(reason)
+
+    def _cancel(self, reason: Callable[[], BaseException | None]) -> None:
+        for waiter in tuple(self._open):
+            waiter.cancel(reason())
+
+    # Waiting
+
+    def wait(self, event: str, timeout: float, since: Since) -> Event | None:
+        """As ``Task.wait_for``; raises ``WaitTimeout`` at the timeout, ``None`` is an early end."""
+        deadline = math.inf if timeout == math.inf else monotonic() + timeout
+        waiter = Waiter(event)
+        self._open.add(waiter)
+        try:
+            if since == "last":
+                found = self._wait_on_trail(waiter, deadline)
+            else:
+                found = self._wait_on_link(waiter, deadline, since)
+        finally:
+            self._open.discard(waiter)
+        if found is None and waiter.timed_out:
+            raise WaitTimeout(f"no event {event!r} within {timeout:g} s", event=event, timeout=timeout)
+        trail = self._trails.get(event)
+        if found is not None and trail is not None and since != "last":
+            trail.forget_through(found)
+        return found
+
+    def _wait_on_link(self, waiter: Waiter, deadline: float, since: Since) -> Event | None:
+        self._link.subscribe(waiter, since)
+        try:
+            self._end_if_over(waiter)
+            return waiter.wait(deadline)
+        finally:
+            self._link.unsubscribe(waiter)
+
+    def _wait_on_trail(self, waiter: Waiter, deadline: float) -> Event | None:
+        trail = self._trails.get(waiter.event) or self._new_trail(waiter.event)
+        trail.join(waiter)
+        try:
+            self._end_if_over(waiter)  # after the look at what is kept: an event before the finish still counts
+            return waiter.wait(deadline)
+        finally:
+            trail.leave(waiter)
+
+    def _new_trail(self, event: str) -> Trail:
+        with self._trails_lock:
+            if event not in self._trails:
+                trail = Trail(event, on_drop=lambda count: _report_drop(event, count))
+                self._link.subscribe(trail, "joined")
+                self._trails[event] = trail
+            return self._trails[event]
+
+    def _end_if_over(self, waiter: Waiter) -> None:
+        if self._over is not None:
+            waiter.cancel(self._over())
+        elif self._failing:
+            waiter.cancel()
+
+
+def _report_drop(event: str, count: int) -> None:
+    log.warning("dropped %d event(s) %r that wait_for(since='last') did not come for", count, event)
