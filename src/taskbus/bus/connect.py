@@ -43,6 +43,8 @@ class Target:
         self.in_process = scheme == "memory"
         self.shared_socket = scheme != "rediss"  # a TLS session may not be read and written by two threads at once
         self._timeout = connect_timeout
+        self.patience = connect_timeout + 0.1
+        """Seconds for the whole of an attempt to connect, with name lookup and login."""
         if self.in_process:
             self.where = f"memory://{rest}"
             self._kind, self._settings = _memory(rest)
@@ -55,19 +57,16 @@ class Target:
         path = self._settings.get("path")
         self.where = path or f"{self._settings.get('host', 'localhost')}:{self._settings.get('port', 6379)}"
 
-    def connection(self, timeout: float | None = None) -> redis.Connection:
+    def connection(self) -> redis.Connection:
         """A new connection, not yet open, that never retries by itself and speaks RESP2.
-
-        Opening it takes at most ``timeout`` seconds, if that is less than the setting.
 
         RESP2, because nothing of ours needs a map or a push, and because it keeps maintenance notifications off: with
         them redis-py skips the check for stale replies.
         """
-        limit = self._timeout if timeout is None else max(0.001, min(self._timeout, timeout))
         return self._kind(  # type: ignore[no-any-return]
             **{
-                "socket_connect_timeout": limit,
-                "socket_timeout": limit,
+                "socket_connect_timeout": self._timeout,
+                "socket_timeout": self._timeout,
                 "retry": Retry(NoBackoff(), 0),
                 "protocol": 2,
                 "driver_info": None,
@@ -93,9 +92,17 @@ _DENIED = (
     driver.DataError,
 )
 
+_NO_RIGHT = (  # what the server says of a command inside a script
+    "The user executing the script can't",
+    "ACL failure in script",
+)
 
-def explain(error: BaseException, where: str) -> BusError:
-    """One error of ours for one of the driver: denied is what no waiting heals, everything else is unavailable."""
+
+def explain(error: BaseException, where: str, what: str = "") -> BusError:
+    """One error of ours for one of the driver: denied is what no waiting heals, everything else is unavailable.
+
+    ``what`` was asked for: command and key.
+    """
     if isinstance(error, BusError):
         return error
     text = " ".join(str(error).split()) or type(error).__name__
@@ -109,10 +116,12 @@ def explain(error: BaseException, where: str) -> BusError:
         ):
             return BusDenied(f"TLS with Redis at {where} failed: {chain.reason or chain}", where=where)
         chain = chain.__cause__ or chain.__context__
-    if isinstance(error, _DENIED):
+    if what:
+        text = f"{text} (at {what})"
+    if isinstance(error, _DENIED) or any(words in text for words in _NO_RIGHT):
         return BusDenied(f"Redis at {where} refuses this node: {text}", where=where)
     if "WRONGTYPE" in text:
-        return BusDenied(f"a key of the run holds a value of the wrong type at {where}: {text}", where=where)
+        return BusDenied(f"a key holds a value of the wrong type in Redis at {where}: {text}", where=where, wrong=True)
     if isinstance(error, driver.OutOfMemoryError) or text.startswith("OOM"):
         return BusUnavailable(f"Redis at {where} is full (maxmemory reached): {text}", where=where, full=True)
     if isinstance(error, driver.ResponseError):

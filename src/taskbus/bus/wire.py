@@ -6,12 +6,11 @@ of the client, which cost three times the round trip itself. Nothing here retrie
 
 from __future__ import annotations
 
-import os
 import random
 import socket
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import hiredis
@@ -20,7 +19,7 @@ from redis.connection import DefaultParser
 
 from taskbus.bus.connect import Target, explain
 from taskbus.bus.scripts import load
-from taskbus.errors import BusUnavailable, ConfigError
+from taskbus.errors import BusDenied, BusUnavailable, ConfigError
 
 __all__ = ["Arg", "Backoff", "Calls", "Part", "Wire", "check_version", "pack", "pack_value"]
 
@@ -47,12 +46,53 @@ def pack_value(command: Sequence[bytes], value: Sequence[Part], tail: Sequence[b
     return [head + b"$%d\r\n" % size, *value, end]
 
 
+class _Opening:
+    """A connection that is being opened on a thread of its own.
+
+    Neither a resolver nor a server that drips its handshake keeps whoever waits for it beyond his deadline.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self.over = threading.Event()
+        self.connection: Any = target.connection()
+        self.error: Exception | None = None
+        self._lock = threading.Lock()
+        self._abandoned = False
+        threading.Thread(target=self._run, name="taskbus-connect", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self.connection.connect()
+        except Exception as error:  # noqa: BLE001 it is raised where somebody waits for this connection
+            self.error = error
+        with self._lock:
+            if self._abandoned or self.error is not None:
+                self.connection.disconnect()
+            self.over.set()
+
+    def abandon(self) -> None:
+        """Nobody wants it any more; wakes who still waits."""
+        with self._lock:
+            if not self._abandoned:
+                self._abandoned = True
+                self.error = self.error or driver.ConnectionError("the connection was closed")
+                if self.over.is_set():
+                    self.connection.disconnect()
+                self.over.set()
+
+
 class Wire:
-    """A connection that is open or not; used by one thread at a time, except :meth:`abort`."""
+    """A connection that is open or not; used by one thread at a time, except :meth:`abort`.
+
+    ``timeout`` bounds every silence of the server. ``deadline`` (monotonic), where set, bounds all that is done until
+    it is set anew.
+    """
 
     def __init__(self, target: Target, timeout: float | None) -> None:
         self.target = target
         self.timeout = timeout
+        self.deadline: float | None = None
+        self._opening: _Opening | None = None
         self._connection: Any = None
         self._socket: Any = None
         self._reader: Any = None
@@ -65,12 +105,15 @@ class Wire:
 
     def open(self) -> None:
         """Connect and log in; raises ``BusUnavailable`` or ``BusDenied``."""
-        connection: Any = self.target.connection(self.timeout)
-        try:
-            connection.connect()
-        except Exception as error:
-            connection.disconnect()
-            raise explain(error, self.target.where) from error
+        if self.target.in_process:
+            connection: Any = self.target.connection()
+            try:
+                connection.connect()
+            except Exception as error:
+                connection.disconnect()
+                raise explain(error, self.target.where) from error
+        else:
+            connection = self._wait_for_opening()
         sock = connection._sock
         if isinstance(sock, socket.socket):
             sock.settimeout(self.timeout)
@@ -80,11 +123,20 @@ class Wire:
             )
         self._connection = connection
 
-    def limit(self, timeout: float) -> None:
-        """From now on no silence of the peer is borne for longer than ``timeout`` seconds."""
-        self.timeout = timeout
-        if self._socket is not None:
-            self._socket.settimeout(timeout)
+    def _wait_for_opening(self) -> Any:
+        opening = self._opening = self._opening or _Opening(self.target)
+        patience = self.target.patience
+        if self.deadline is not None:
+            patience = max(0.0, min(patience, self.deadline - time.monotonic()))
+        if not opening.over.wait(patience):
+            raise BusUnavailable(  # it may be there for the next attempt
+                f"Redis at {self.target.where} cannot be reached: no connection in {patience:.1f} s",
+                where=self.target.where,
+            )
+        self._opening = None
+        if opening.error is not None:
+            raise explain(opening.error, self.target.where) from opening.error
+        return opening.connection
 
     def send(self, parts: Iterable[Part]) -> None:
         """Send packed commands; a large part goes in pieces, so that the timeout bounds the silence, not the size."""
@@ -92,6 +144,7 @@ class Wire:
             if self._socket is None:
                 self._connection.send_packed_command(list(parts), check_health=False)
                 return
+            self._mind_deadline()
             for part in parts:
                 if len(part) <= _PIECE:
                     self._socket.sendall(part)
@@ -112,6 +165,7 @@ class Wire:
                 return self._read_slowly()
             reply = self._reader.gets(False)
             while reply is _MORE:
+                self._mind_deadline()
                 count = self._socket.recv_into(self._buffer)
                 if not count:
                     raise driver.ConnectionError("the connection was closed")
@@ -124,6 +178,13 @@ class Wire:
             raise
         return reply
 
+    def _mind_deadline(self) -> None:
+        if self.deadline is not None:
+            left = self.deadline - time.monotonic()
+            if left <= 0:
+                raise driver.TimeoutError("timed out")
+            self._socket.settimeout(left if self.timeout is None else min(left, self.timeout))
+
     def _read_slowly(self) -> Any:
         try:
             return self._connection.read_response(disable_decoding=True)
@@ -133,12 +194,15 @@ class Wire:
     def call(self, *args: Arg) -> Any:
         """One command, one reply; raises what an error reply means."""
         self.send([pack(*args)])
-        return self.check(self.read())
-
-    def check(self, reply: Any) -> Any:
-        """The reply, or what it means raised when it is an error."""
+        reply = self.read()
         if isinstance(reply, Exception):
-            raise explain(reply, self.target.where) from reply
+            raise explain(reply, self.target.where, " ".join(_shown(arg) for arg in args[:2])) from reply
+        return reply
+
+    def check(self, reply: Any, what: str = "") -> Any:
+        """The reply, or what it means raised when it is an error; ``what`` was asked for."""
+        if isinstance(reply, Exception):
+            raise explain(reply, self.target.where, what) from reply
         return reply
 
     def script(self, name: str, keys: Sequence[Arg], args: Sequence[Arg]) -> Any:
@@ -150,11 +214,15 @@ class Wire:
         if isinstance(reply, driver.NoScriptError):
             self.send([pack(b"EVAL", script.text, *tail)])
             reply = self.read()
-        return self.check(reply)
+        if isinstance(reply, Exception):
+            raise explain(reply, self.target.where, script.culprit(str(reply), keys)) from reply
+        return reply
 
     def abort(self) -> None:
         """From another thread: end a read that blocks. The owner sees ``BusUnavailable`` and closes."""
-        sock = self._socket
+        opening, sock = self._opening, self._socket
+        if opening is not None:
+            opening.abandon()
         if sock is not None:
             try:
                 sock.shutdown(socket.SHUT_RDWR)
@@ -164,6 +232,9 @@ class Wire:
     def close(self) -> None:
         """Close; harmless when closed."""
         connection, self._connection, self._socket, self._reader = self._connection, None, None, None
+        opening, self._opening = self._opening, None
+        if opening is not None:
+            opening.abandon()
         if connection is not None:
             try:
                 connection.disconnect()
@@ -173,6 +244,10 @@ class Wire:
     def _broken(self, error: Exception) -> None:
         self.close()
         raise explain(error, self.target.where) from error
+
+
+def _shown(arg: Arg) -> str:
+    return arg.decode(errors="replace") if isinstance(arg, bytes) else str(arg)
 
 
 class Backoff:
@@ -201,11 +276,10 @@ class Calls:
 
     def __init__(self, target: Target, *, timeout: float, deadline: float, stopping: threading.Event) -> None:
         self._wire = Wire(target, timeout)
-        self._timeout = timeout
         self._deadline = deadline
         self._stopping = stopping
         self._lock = threading.Lock()
-        self._pid = os.getpid()
+        self.diagnose: Callable[[BusDenied, Wire], BusDenied] = lambda error, wire: error
 
     def script(self, name: str, keys: Sequence[Arg], args: Sequence[Arg], timeout: float | None = None) -> Any:
         """Run a script; see :meth:`Wire.script`."""
@@ -242,10 +316,12 @@ class Calls:
                 f"Redis at {self._wire.target.where} did not answer in time", where=self._wire.target.where
             )
         try:
-            self._wire.limit(max(0.01, min(self._timeout, deadline - time.monotonic())))
+            self._wire.deadline = max(deadline, time.monotonic() + 0.01)  # at least one attempt
             if not self._wire.is_open:
                 self._wire.open()
             return use(self._wire)
+        except BusDenied as error:
+            raise self.diagnose(error, self._wire) from error
         finally:
             self._lock.release()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 
@@ -16,6 +18,16 @@ class Script:
         self.name = name
         self.text = text.encode()
         self.sha = hashlib.sha1(self.text, usedforsecurity=False).hexdigest().encode()
+
+    def culprit(self, error: str, keys: Sequence[object]) -> str:
+        """Which command of this script an error of the server is about, as far as the error says where it was."""
+        line = re.search(r"(?:user_script|f_\w+):(\d+)", error)
+        commands: list[bytes] = []
+        if line:
+            commands = re.findall(rb"redis\.p?call\('(\w+)'", self.text.splitlines()[int(line[1]) - 1])
+        shown = (key.decode(errors="replace") if isinstance(key, bytes) else str(key) for key in keys)
+        asked = " or ".join(sorted({command.decode() for command in commands})) or "EVALSHA"
+        return f"{asked} in script {self.name} of {', '.join(shown)}"
 
 
 @cache
