@@ -263,7 +263,13 @@ class Task(Presence, Steps):
             self._link.loop.deliver(event, args, kwargs, LOCAL_TIMEOUT)
         else:
             self._link.emit_event(
-                event, args, kwargs, only_remote=only_remote, only_local=only_local, only_to=only_to, transient=transient
+                event,
+                args,
+                kwargs,
+                only_remote=only_remote,
+                only_local=only_local,
+                only_to=only_to,
+                transient=transient,
             )
 
     def _check_emitted(self, event: str) -> None:

@@ -62,7 +62,7 @@ class Waiter:
             self._wake.release()
 
     def put(self, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float) -> None:
-        # `resolve`, written out: what runs between this release and the emitter's next pause is what the waiter waits for.
+        # `resolve`, written out: a call less between the emitter and the one who waits for it.
         if self._claim.acquire(blocking=False):
             self._event = args, kwargs
             self._wake.release()
