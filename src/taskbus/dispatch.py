@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from taskbus.types import Event, Sink
 
-__all__ = ["ErrorBox", "EventLoop", "Listener", "Trail", "Waiter", "check_event", "function_name"]
+__all__ = ["ErrorBox", "EventLoop", "Listener", "Trail", "Waiter", "check_event", "function_name", "on_delivery_thread"]
 
 LOCAL_TIMEOUT: Final = 5.0
 """Seconds that a local emit waits for a listener whose mailbox is full, as long as any one call on the bus may take."""
@@ -94,7 +94,7 @@ class EventLoop:
             BusUnavailable: A listener is so far behind that its mailbox had no room within 5 s.
         """
         self._check_open()
-        if self._errors.kept:
+        if self._errors.kept and not on_delivery_thread():
             self._errors.raise_first()
         self.deliver(event, args, kwargs, LOCAL_TIMEOUT)
 
@@ -303,6 +303,11 @@ class EventLoop:
         for thread in threads:
             if thread.is_alive() and thread is not threading.current_thread():
                 thread.join(None if thread in idle else max(0.0, deadline - monotonic()))
+
+
+def on_delivery_thread() -> bool:
+    """Whether the caller is a listener: errors of other listeners are not for it."""
+    return isinstance(threading.current_thread(), _DeliveryThread)
 
 
 _Rest = tuple["Sequence[Event]", int, int]

@@ -47,9 +47,9 @@ class Standalone:
     def start(self) -> None:
         """Nothing to join."""
 
-    def stop(self) -> None:
+    def stop(self, timeout: float | None = None) -> None:
         """End the delivery threads; those inside a call end by themselves."""
-        self.loop.close(0.1)
+        self.loop.close(timeout or 0.0)
 
     def add_labels(self, labels: frozenset[str]) -> None:
         self.labels |= labels
@@ -79,7 +79,7 @@ class Standalone:
     def sync(self, timeout: float | None = None) -> None:
         """Nothing has to be acknowledged."""
 
-    def finish(self, reason: str) -> None:
+    def finish(self, reason: str, timeout: float | None = None) -> None:
         """Nobody else has to know."""
 
     def on_finish(self, callback: Callable[[FinishInfo], None]) -> Callable[[], None]:

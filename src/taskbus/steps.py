@@ -9,6 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from taskbus.context import Context
+from taskbus.dispatch import on_delivery_thread
 from taskbus.errors import ConfigError
 from taskbus.link import NOT_STARTED
 from taskbus.mailbox import ErrorBox
@@ -199,7 +200,7 @@ class Steps:
         latch = self._latch
         if (latch.open or latch.errors.kept) and not self._is_inside():
             latch.wait()
-        if self._errors.kept:
+        if self._errors.kept and not on_delivery_thread():
             self._errors.raise_first()
 
     def _is_inside(self) -> bool:

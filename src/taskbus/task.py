@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from weakref import WeakSet
 
 from taskbus.context import Context
-from taskbus.dispatch import LOCAL_TIMEOUT, Listener, check_event
+from taskbus.dispatch import LOCAL_TIMEOUT, Listener, check_event, on_delivery_thread
 from taskbus.errors import ConfigError, TaskbusError, WaitTimeout
 from taskbus.link import NOT_STARTED, Standalone
 from taskbus.pipeline import VoidMiddleware
@@ -46,6 +46,7 @@ class Task(Presence, Steps):
         Steps.__init__(self)
         self.running = False
         """Between ``start`` and ``stop``."""
+        self._is_stopping = False
         self._router = router
         self._owns_link = False
         self._forget: list[Callable[[], None]] = []
@@ -81,7 +82,7 @@ class Task(Presence, Steps):
             raise ConfigError(f"n_async_workers has to be at least 1, got {n_async_workers}")
         given = frozenset([labels] if isinstance(labels, str) else labels or ())
         with self._life_lock:
-            if self.running:
+            if self.running or self._is_stopping:
                 raise ConfigError("the task is started already: stop() it first")
             self._finish = self._leaving = False
             self._listeners = WeakSet()
@@ -132,38 +133,40 @@ class Task(Presence, Steps):
         with self._life_lock:
             if not self.running:
                 return
-            self.running = False
+            self.running, self._is_stopping = False, True
         link, leaves, self._leaving = self._link, self._leaving, True
-        deadline = monotonic() + STOP_TIMEOUT
+        now = monotonic()
+        deadline = now + STOP_TIMEOUT
         try:
             self._waits.close()
-            self._flush(link, deadline)
+            self._flush(link, now + 0.7 * STOP_TIMEOUT)
             if isinstance(error, Exception):
                 _attempt(link.fail, error)
             elif error is None and not leaves and link.finished is None:
-                _attempt(link.finish, "stopped")
+                _attempt(link.finish, "stopped", _until(now + 0.8 * STOP_TIMEOUT))
         finally:
             self._finish = self.finish
             self._link, self._names = NOT_STARTED, set()
-            self._part(link)
-            self._close_steps(max(0.1, deadline - monotonic()))
+            self._part(link, deadline)
+            self._close_steps(_until(deadline))
+            self._is_stopping = False
 
     def _flush(self, link: Link, deadline: float) -> None:
         """Deliver and write what was emitted; a warning says what was not done by ``deadline``."""
         self._end_steps(deadline)
-        busy = link.loop.drain(deadline - monotonic())
+        busy = link.loop.drain(_until(deadline))
         if busy:
             log.warning("stopping while listeners still run: %s", ", ".join(busy))
-        _attempt(link.sync, max(0.1, deadline - monotonic()))
+        _attempt(link.sync, _until(deadline))
 
-    def _part(self, link: Link) -> None:
+    def _part(self, link: Link, deadline: float) -> None:
         for forget in self._forget:
             forget()
         for listener in list(self._listeners):
             link.unsubscribe(listener)
             listener.close()
         if self._owns_link:
-            _attempt(link.stop)
+            _attempt(link.stop, _until(deadline))
 
     # Steps -----------------------------------------------------------------------------------------------------------
 
@@ -255,7 +258,7 @@ class Task(Presence, Steps):
             EncodeError: An argument cannot travel; the message says which.
             BusUnavailable: Too much waits to be written, or for a listener here that is too far behind.
         """
-        if self._errors.kept:
+        if self._errors.kept and not on_delivery_thread():
             self._errors.raise_first()
         if event not in self._names:
             self._check_emitted(event)
@@ -361,6 +364,11 @@ def _process_router() -> Link | None:
         "taskbus.router"
     )  # not imported: nobody made a router, and a standalone task needs no Redis
     return module.active_router() if module is not None else None
+
+
+def _until(deadline: float) -> float:
+    """The seconds left, but never so few that what is left to do cannot even be tried."""
+    return max(0.05, deadline - monotonic())
 
 
 def _attempt(call: Callable[..., Any], *args: Any) -> None:

@@ -63,6 +63,7 @@ class RouterStats:
     """What a router has done since it started; counts of events unless said otherwise.
 
     ``missed`` were trimmed before they were read; ``lost`` had been acknowledged to this node when Redis lost them;
+    ``suppressed`` counts the writes that were repeated because their reply was lost, and that Redis took only once;
     ``gaps`` is how often the pub/sub connection was away, and ``dropped`` the transient events that a full listener had
     no room for. ``lag`` is the number of events that Redis keeps for this node's subscriptions and that it has not read
     yet, as of the last look; ``reader_age`` and ``heartbeat_age`` are seconds since the last sign of life of each.
@@ -74,6 +75,7 @@ class RouterStats:
     missed: int = 0
     repeated: int = 0
     lost: int = 0
+    suppressed: int = 0
     rejected: Mapping[str, int] = field(default_factory=dict)
     reconnects: int = 0
     gaps: int = 0
@@ -125,7 +127,7 @@ class Link(Protocol):
 
     def start(self) -> object: ...
 
-    def stop(self) -> object: ...
+    def stop(self, timeout: float | None = None) -> object: ...
 
     def emit_event(
         self,
@@ -150,7 +152,7 @@ class Link(Protocol):
     def sync(self, timeout: float | None = None) -> None:
         """Return when all emitted before is acknowledged; raise what stands in the way."""
 
-    def finish(self, reason: str) -> object: ...
+    def finish(self, reason: str, timeout: float | None = None) -> object: ...
 
     def on_finish(self, callback: Callable[[FinishInfo], None]) -> Callable[[], None]:
         """Call ``callback`` at most once, from a thread of the bus, when the run is finished; returns its remover."""
