@@ -79,8 +79,8 @@ def config_of(options: argparse.Namespace, **settings: Any) -> RouterConfig:
 
 
 def guest_of(options: argparse.Namespace, **settings: Any) -> Guest:
-    """A guest at the run of the options; not yet connected."""
-    return Guest(config_of(options, **settings))
+    """A guest at the run of the options; not yet connected. Somebody sits before it, so it gives up early."""
+    return Guest(config_of(options, **{"op_timeout": 2.0, **settings}))
 
 
 def complain(name: str, what: object) -> None:

@@ -79,7 +79,7 @@ def _nodes(options: argparse.Namespace) -> int:
 
 
 def _runs(options: argparse.Namespace) -> int:
-    found = list_runs(config_of(options))
+    found = list_runs(config_of(options, op_timeout=2.0))
     if options.json:
         for run in found:
             print(json.dumps({**dataclasses.asdict(run), "state": run.state}))

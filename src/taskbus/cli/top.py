@@ -49,7 +49,7 @@ def _interval(text: str) -> float:
 
 
 def _top(options: argparse.Namespace) -> int:
-    with guest_of(options, op_timeout=2.0) as guest:
+    with guest_of(options) as guest:
         board = Board(guest.config.run_id, guest.target.where)
         board.press(options.sort) if options.sort != board.sort else None
         board.add(Sample.take(guest))

@@ -1,0 +1,86 @@
+"""The command line as a whole: help, exit codes, errors of one sentence."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.cli.conftest import Shell
+
+COMMANDS = ("run", "nodes", "tail", "emit", "wait", "finish", "reset", "runs", "check", "doctor", "top")
+
+
+def test_help_names_every_command_and_the_exit_codes(shell: Shell) -> None:
+    text = shell.ok("--help")
+    for name in (*COMMANDS, "demo"):
+        assert re.search(rf"^ +{name} ", text, re.M)
+    assert "exit codes" in text and "124" in text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_teaches_with_examples(shell: Shell, name: str) -> None:
+    text = shell.ok(name, "--help")
+    assert f"  taskbus {name}" in text.partition("examples:")[2]
+    assert "--url" in text
+
+
+def test_the_version_is_told(shell: Shell) -> None:
+    assert re.fullmatch(r"taskbus \d+\.\d+\.\d+\S*\n", shell.ok("--version"))
+
+
+def test_wrong_arguments_exit_2(shell: Shell) -> None:
+    assert shell.run().returncode == 2
+    assert shell.run("nosuch").returncode == 2
+    assert shell.run("tail", "--sinc", "start").returncode == 2
+    assert shell.run("nodes", "--", "more").returncode == 2
+
+
+def test_a_command_without_any_url_says_how_to_give_one(shell: Shell) -> None:
+    done = shell.run("nodes", env={"TASKBUS_URL": ""})
+    assert done.returncode == 2
+    assert "--url" in done.stderr and "TASKBUS_URL" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_an_unreachable_redis_is_one_sentence_without_the_password(shell: Shell) -> None:
+    commands = (
+        "nodes",
+        "tail",
+        "emit x",
+        "wait x",
+        "finish",
+        "runs",
+        "check",
+        "doctor",
+        "top",
+        "run tests.cli.jobs:say",
+    )
+    url = "redis://user:geheim@127.0.0.1:9/0"
+    started = {command: shell.start(*command.split(), "--url", url) for command in commands}
+    for command, process in started.items():
+        said, complaint = process.communicate(timeout=30)
+        assert process.returncode == 1, command
+        assert "geheim" not in said + complaint
+        if command == "doctor":
+            said, complaint = "", said.splitlines()[-1] + "\n"
+        assert said == "" and "127.0.0.1:9" in complaint and complaint.count("\n") == 1, command
+
+
+def test_the_output_may_be_cut_off_by_its_reader(shell: Shell) -> None:
+    node = shell.node()
+    for number in range(3000):
+        node.emit("x", "a" * 100, number)
+    node.sync()
+    process = shell.start("tail", "--since", "start", "--no-follow")
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(20) == 0
+    assert process.stderr.read() == ""
+
+
+def test_host_and_port_stand_in_for_a_url(shell: Shell) -> None:
+    port = shell.url.rpartition(":")[2].partition("/")[0]
+    shell.node(node_id="a")
+    done = shell.run("nodes", "--redis-host", "127.0.0.1", "--redis-port", port, env={"TASKBUS_URL": ""})
+    assert done.stdout.splitlines()[1].startswith("a ")

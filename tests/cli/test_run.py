@@ -1,0 +1,78 @@
+"""``taskbus run``: a container's command."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from taskbus.testing import until
+from tests.cli.conftest import Shell
+
+
+def test_main_is_called_with_what_follows_the_dashes(shell: Shell) -> None:
+    said = shell.ok("run", "tests.cli.jobs:say", "--labels", "a,b", "--node-ids", "7", "--", "fast", "--slow")
+    assert said == "heard fast --slow on 7 a b node.7\n"
+
+
+def test_several_processes_are_several_nodes(shell: Shell) -> None:
+    said = shell.ok("run", "tests.cli.jobs:say", "-n", "2", "--node-ids", "5")
+    assert sorted(said.splitlines()) == ["heard on 5 node.5", "heard on 6 node.6"]
+
+
+def test_the_spellings_of_ditask_are_taken(shell: Shell) -> None:
+    said = shell.ok(
+        *("run", "--package", ".", "--main", "tests.cli.jobs.say", "--parallel-workers", "1"),
+        *("--labels", "learner", "--node-ids", "0", "--mq-type", "redis"),
+    )
+    assert said == "heard on 0 learner node.0\n"
+
+
+def test_what_only_peers_need_is_refused_with_the_reason(shell: Shell) -> None:
+    done = shell.run("run", "tests.cli.jobs:say", "--topology", "mesh")
+    assert done.returncode == 2
+    assert "topology" in done.stderr and "not needed" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_without_a_url_a_private_server_is_started(shell: Shell) -> None:
+    done = shell.run("run", "tests.cli.jobs:say", "-n", "2", env={"TASKBUS_URL": ""})
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 2
+
+
+@pytest.mark.parametrize("name", ["tests.cli.nosuch:main", "tests.cli.jobs:nosuch", "tests/cli/jobs.py", "nosuch"])
+def test_a_function_that_is_not_there_is_one_sentence(shell: Shell, name: str) -> None:
+    done = shell.run("run", name)
+    assert done.returncode == 2
+    assert done.stderr.startswith("taskbus run: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_crash_exits_1_with_the_users_traceback_and_not_ours(shell: Shell, workers: str) -> None:
+    done = shell.run("run", "tests.cli.jobs:crash", "-n", workers)
+    assert done.returncode == 1
+    assert "ValueError: no such luck" in done.stderr and "jobs.py" in done.stderr
+    assert "src/taskbus" not in done.stderr
+
+
+def test_an_error_of_taskbus_in_the_users_code_has_a_traceback_too(shell: Shell) -> None:
+    done = shell.run("run", "tests.cli.jobs:impatient")
+    assert done.returncode == 1
+    assert "WaitTimeout: the answer did not come" in done.stderr and "jobs.py" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_signal_ends_the_step_and_exits_0_and_the_run_goes_on(
+    shell: Shell, workers: str, number: signal.Signals
+) -> None:
+    looker = shell.node(labels="looker")
+    process = shell.start("run", "tests.cli.jobs:steps", "-n", workers, "--labels", "stepper")
+    looker.wait_for_nodes("stepper", int(workers), 20)
+    until(lambda: all(node.step > 1 for node in looker.nodes("stepper")), 20, "all have begun to step")
+    process.send_signal(number)
+    said, complaint = process.communicate(timeout=20)
+    assert process.returncode == 0, complaint
+    assert said.splitlines() == ["left in order"] * int(workers)
+    assert [node.id for node in looker.nodes()] == [looker.node_id]
+    assert looker.finished is None
