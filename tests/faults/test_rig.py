@@ -17,7 +17,7 @@ from tests.faults.oracle import Ledger, judge
 
 @pytest.fixture
 def client(proxy: Proxy) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(proxy.url, socket_timeout=0.5) as client:
+    with redis.Redis.from_url(proxy.url, socket_timeout=2.0) as client:
         yield client
 
 
@@ -26,7 +26,7 @@ def test_the_proxy_delays_throttles_and_drips(proxy: Proxy, client: redis.Redis)
     hurts: list[tuple[Callable[[], None], float]] = [
         (lambda: proxy.delay(0.05), 0.1),
         (lambda: proxy.throttle(500_000, direction="down"), 0.15),
-        (lambda: proxy.drip(0.02, direction="up"), 0.02 * 10),
+        (lambda: proxy.drip(0.005, direction="up"), 0.05),
     ]
     for hurt, least in hurts:
         hurt()

@@ -112,6 +112,7 @@ class Life:
         intake.on_state_loss = self._state_lost
         intake.reject = reader.reject
         reader.on_denied = self._denied
+        self.writer.epoch = lambda: self.registry.epoch
         self.loop.on_room = reader.resume
         heart.is_healthy = self.is_healthy
         heart.counts = self._counts
@@ -373,6 +374,7 @@ class Life:
             missed=reader.missed,
             repeated=reader.repeated,
             lost=writer.lost,
+            suppressed=writer.suppressed,
             rejected=dict(reader.rejected),
             reconnects=writer.reconnects + reader.reconnects + self.channels.gaps,
             gaps=self.channels.gaps,

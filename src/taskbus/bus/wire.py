@@ -19,7 +19,7 @@ from redis.connection import DefaultParser
 
 from taskbus.bus.connect import Target, explain
 from taskbus.bus.scripts import load
-from taskbus.errors import BusDenied, BusUnavailable, ConfigError
+from taskbus.errors import BusDenied, BusError, BusUnavailable, ConfigError
 
 __all__ = ["Arg", "Backoff", "Calls", "Part", "Wire", "check_version", "pack", "pack_value"]
 
@@ -195,15 +195,17 @@ class Wire:
         """One command, one reply; raises what an error reply means."""
         self.send([pack(*args)])
         reply = self.read()
-        if isinstance(reply, Exception):
-            raise explain(reply, self.target.where, " ".join(_shown(arg) for arg in args[:2])) from reply
-        return reply
+        return self.check(reply, " ".join(_shown(arg) for arg in args[:2]) if isinstance(reply, Exception) else "")
 
     def check(self, reply: Any, what: str = "") -> Any:
         """The reply, or what it means raised when it is an error; ``what`` was asked for."""
         if isinstance(reply, Exception):
-            raise explain(reply, self.target.where, what) from reply
+            raise self.explain(reply, what) from reply
         return reply
+
+    def explain(self, reply: Exception, what: str = "") -> BusError:
+        """What an error reply means."""
+        return explain(reply, self.target.where, what)
 
     def script(self, name: str, keys: Sequence[Arg], args: Sequence[Arg]) -> Any:
         """Run a script by its digest, and by its text when the server has forgotten it."""
@@ -215,7 +217,7 @@ class Wire:
             self.send([pack(b"EVAL", script.text, *tail)])
             reply = self.read()
         if isinstance(reply, Exception):
-            raise explain(reply, self.target.where, script.culprit(str(reply), keys)) from reply
+            raise self.explain(reply, script.culprit(str(reply), keys)) from reply
         return reply
 
     def abort(self) -> None:

@@ -1,4 +1,4 @@
-"""The outbox and the thread that empties it: self-clocking group commit.
+"""The thread that empties the outbox: self-clocking group commit.
 
 While nothing is in flight an event leaves at once; while a batch is in flight further events gather, one frame for each
 stream, and leave together when it is acknowledged. A batch keeps its number on every attempt, and the append script
@@ -12,178 +12,73 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis import exceptions as driver
 
 from taskbus import frame
+from taskbus.bus.outbox import OpenFrame, Outbox
 from taskbus.bus.scripts import load
 from taskbus.bus.wire import Backoff, Part, Wire, pack, pack_value
-from taskbus.codec import Encoded
-from taskbus.errors import BusDenied, BusError, BusUnavailable, EncodeError, Fenced
+from taskbus.errors import BusDenied, BusError, BusUnavailable, Fenced, NotAcknowledged
 
 if TYPE_CHECKING:
     from taskbus.bus.connect import Target
     from taskbus.bus.keys import Keys
     from taskbus.config import RouterConfig
-    from taskbus.types import Sink
 
 __all__ = ["Writer"]
 
 log = logging.getLogger("taskbus")
 
-_FRAME_TEXT = 256 * 1024
-_BATCH_BYTES = 8 << 20
 _HISTORY = 4096
+_WAIT_FOR_REPLICAS = 1.0
+_PAUSE_WHEN_DENIED = 5.0
 
 
-class _Open:
-    """A frame that still takes events."""
+class _Packed(NamedTuple):
+    """A batch as it goes over the wire, on every attempt the same."""
 
-    __slots__ = ("buffers", "count", "event", "first", "full", "only_to", "size", "text", "transient")
-
-    def __init__(self, event: str, first: int, only_to: tuple[str, ...], transient: bool) -> None:
-        self.event = event
-        self.first = first
-        self.only_to = only_to
-        self.transient = transient
-        self.count = 0
-        self.text = bytearray()
-        self.buffers: list[bytes] = []
-        self.size = 0
-        self.full = False
-
-    def views(self) -> list[memoryview]:
-        return [memoryview(buffer) for buffer in self.buffers]
+    blobs: list[tuple[str, list[Part]]]
+    streams: list[bytes]
+    values: list[Any]
 
 
-class Writer:
-    """Takes events from any thread and has them appended, in order, each once."""
+class Writer(Outbox):
+    """Has all that is in the outbox appended, in order, each event once."""
 
     def __init__(
         self, config: RouterConfig, target: Target, keys: Keys, producer: str, on_forgotten: Callable[[], None]
     ) -> None:
-        self._config = config
+        super().__init__(config, target.where)
         self._keys = keys
         self._producer = producer
-        self._token = producer.encode()
         self._on_forgotten = on_forgotten
+        self._in_process = target.in_process
         self._wire = Wire(target, min(3.0, config.op_timeout))
-        self._target = target
-        self.numbering = threading.Lock()
-        """Held while an event gets its number."""
-        self._lock = self.numbering
-        self._changed = threading.Condition(self._lock)  # acknowledged, refused, failed, stopped
-        self._waiting = 0
-        self._wake = threading.Lock()
-        self._wake.acquire()
-        self._idle = True
-        self._stopping = threading.Event()
-        self._frames: deque[_Open] = deque()
-        self._open: dict[tuple[str, bool], _Open] = {}
+        self._replicas = int(config.ack.partition(":")[2] or 0)
         self._batch = 0
         self._blobs = 0
-        self._history: deque[tuple[int, int]] = deque(maxlen=_HISTORY)
+        self._epoch = b""
+        self._history: deque[tuple[int, tuple[tuple[str, int, int], ...]]] = deque(maxlen=_HISTORY)
         self._thread = threading.Thread(target=self._run, name="taskbus-writer", daemon=True)
-        self._refusal: BusError | None = None
-        self.fatal: BusError | None = None
-        self.denied: BusDenied | None = None
         self.node_id = ""
-        self.sequence: dict[str, int] = {}
-        self.emitted = self.acknowledged = self.lost = self.reconnects = 0
-        self.bytes_waiting = 0
+        self.epoch: Callable[[], bytes] = lambda: b""
+        self.diagnose: Callable[[BusDenied], BusDenied] = lambda error: error
+        self.lost = self.reconnects = self.suppressed = 0
         self.sign_of_life = time.monotonic()
-
-    # Callers ---------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Begin to write; ``node_id`` must be known."""
+        self._epoch = self.epoch()
         self._thread.start()
-
-    def append(
-        self,
-        event: str,
-        encoded: Encoded,
-        only_to: tuple[str, ...] = (),
-        transient: bool = False,
-        *,
-        look: Callable[[str], Sequence[Sink]] = lambda event: (),
-        timeout: float | None = None,
-    ) -> Sequence[Sink]:
-        """Queue one event; waits up to ``timeout`` (``op_timeout``) while the outbox is full, then ``BusUnavailable``.
-
-        Returns what ``look(event)`` says at the moment at which the event gets its number.
-        """
-        text, buffers = encoded
-        size = len(text) if not buffers else frame.body_size(text, buffers)
-        if size > self._config.max_payload:
-            raise EncodeError(
-                f"the event {event!r} is {size} bytes long; max_payload allows {self._config.max_payload}",
-                event=event,
-                size=size,
-            )
-        copies = [bytes(buffer) for buffer in buffers]
-        with self._lock:
-            if self.fatal is not None or self._refusal is not None or self.denied is not None or self._is_full(size):
-                self._make_room(size, self._config.op_timeout if timeout is None else timeout)
-            key = (event, transient)
-            open_frame = self._open.get(key)
-            number = self.sequence.get(event, 0) + 1 if not transient else self.sequence.get("\0" + event, 0) + 1
-            self.sequence["\0" + event if transient else event] = number
-            if (
-                open_frame is None
-                or open_frame.full
-                or open_frame.only_to != only_to
-                or size > self._config.blob_threshold
-            ):
-                open_frame = self._open[key] = _Open(event, number, only_to, transient)
-                self._frames.append(open_frame)
-            if open_frame.count:
-                open_frame.text += b","
-            open_frame.text += text
-            open_frame.buffers += copies
-            open_frame.count += 1
-            open_frame.size += size
-            if open_frame.size >= _FRAME_TEXT:
-                open_frame.full = True
-            self.emitted += 1
-            self.bytes_waiting += size
-            if self._idle:
-                self._idle = False
-                self._wake.release()
-            return look(event)
-
-    def sync(self, timeout: float) -> None:
-        """Return when all that was appended before is acknowledged.
-
-        Raises what stands in the way, at the latest in ``timeout`` seconds.
-        """
-        deadline = time.monotonic() + timeout
-        with self._changed:
-            target = self.emitted
-            while self.acknowledged < target:
-                self._raise_fatal()
-                self._wait(
-                    deadline,
-                    f"{target - self.acknowledged} events are not acknowledged by Redis at {self._target.where}",
-                )
-            self._raise_denied()
-
-    @property
-    def waiting(self) -> int:
-        """Events that are not acknowledged."""
-        return self.emitted - self.acknowledged
 
     def stop(self, deadline: float) -> int:
         """Write what is left until ``deadline`` (monotonic), and end the thread.
 
         Returns how many events were not acknowledged.
         """
-        with self._changed:
-            while self.waiting and self.fatal is None and time.monotonic() < deadline:
-                self._waiting += 1
-                self._changed.wait(deadline - time.monotonic())
-                self._waiting -= 1
+        self.flush(deadline)
         self._stopping.set()
         self.fail(None)
         if self._thread.is_alive() and self._thread is not threading.current_thread():
@@ -191,154 +86,98 @@ class Writer:
             self._thread.join(max(0.1, deadline - time.monotonic()))
         return self.waiting
 
-    def fail(self, error: BusError | None) -> None:
-        """Let every caller that waits or comes later see ``error``; ``None`` only wakes them and the thread."""
-        with self._changed:
-            if error is not None and self.fatal is None:
-                self.fatal = error
-            self._changed.notify_all()
-            if self._idle:
-                self._idle = False
-                self._wake.release()
-
-    def _is_full(self, size: int) -> bool:
-        waiting = self.emitted - self.acknowledged
-        return waiting >= self._config.outbox_events or (
-            waiting > 0 and self.bytes_waiting + size > self._config.outbox_bytes
-        )
-
-    def _make_room(self, size: int, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        while True:
-            self._raise_fatal()
-            self._raise_denied()
-            if self._refusal is not None and getattr(self._refusal, "__dict__", {}).get("full"):
-                raise BusUnavailable(str(self._refusal), where=self._target.where, full=True)
-            if not self._is_full(size):
-                return
-            cause = f": {self._refusal}" if self._refusal else ""
-            self._wait(deadline, f"the outbox is full ({self.waiting} events, {self.bytes_waiting} bytes){cause}")
-
-    def _wait(self, deadline: float, what: str) -> None:
-        if self._stopping.is_set():
-            raise BusUnavailable(f"the router was stopped: {what}")
-        self._waiting += 1
-        try:
-            if not self._changed.wait(max(0.0, deadline - time.monotonic())) and time.monotonic() >= deadline:
-                reason = f" ({self._refusal})" if self._refusal and str(self._refusal) not in what else ""
-                raise BusUnavailable(what + reason, where=self._target.where, waiting=self.waiting)
-        finally:
-            self._waiting -= 1
-
-    def _raise_fatal(self) -> None:
-        if self.fatal is not None:
-            raise type(self.fatal)(str(self.fatal), **self.fatal.__dict__)
-
-    def _raise_denied(self) -> None:
-        if self.denied is not None:
-            denied, self.denied = self.denied, None
-            raise BusDenied(str(denied), **denied.__dict__)
-
     # The thread ------------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while True:
-            with self._lock:
-                if not self._frames:
-                    if self._stopping.is_set():
-                        break
-                    self._idle = True
-                    batch = None
-                else:
-                    batch = self._take()
-            if batch is None:
-                self._wake.acquire()
-                if self._stopping.is_set() and not self._frames:
-                    break
-                continue
+        while batch := self._next_batch():
             self._write(batch)
-            if self._stopping.is_set():
-                break
         self._wire.close()
 
-    def _take(self) -> list[_Open]:
-        batch: list[_Open] = []
-        size = 0
-        while self._frames and (not batch or size + self._frames[0].size <= _BATCH_BYTES):
-            open_frame = self._frames.popleft()
-            size += open_frame.size
-            batch.append(open_frame)
-            if self._open.get((open_frame.event, open_frame.transient)) is open_frame:
-                del self._open[open_frame.event, open_frame.transient]
-        return batch
-
-    def _write(self, batch: list[_Open]) -> None:
-        durable = [open_frame for open_frame in batch if not open_frame.transient]
+    def _write(self, batch: list[OpenFrame]) -> None:
+        durable = [item for item in batch if not item.transient]
         packed = self._pack_durable(durable) if durable else None
-        transient = [self._pack_transient(open_frame) for open_frame in batch if open_frame.transient]
+        transient = [self._pack_transient(item) for item in batch if item.transient]
         if durable:
             self._batch += 1
         backoff = Backoff()
         while True:
+            pause = backoff.next()
             try:
-                if not self._wire.is_open:
-                    self._wire.open()
-                answer = self._exchange(packed, transient)
-                self.sign_of_life = time.monotonic()
-                if answer == "again":
-                    continue
-                break
+                self._open_wire()
+                once, transient = transient, []  # kept by nobody: a second attempt could come twice
+                if self._exchange(packed, once):
+                    break
             except Fenced as error:
                 self.fail(error)
             except BusDenied as error:
+                self._refused(self.diagnose(error))
+                pause = _PAUSE_WHEN_DENIED
+            except BusError as error:
                 self._refused(error)
-            except BusUnavailable as error:
-                transient = []  # kept by nobody: a second attempt could come twice
-                self._refused(error)
-                self.reconnects += not self._wire.is_open
             except Exception:
-                log.exception(
-                    "writing to Redis at %s failed in an unforeseen way; it is tried again", self._target.where
-                )
+                log.exception("writing to Redis at %s failed in an unforeseen way; it is tried again", self._where)
                 self._wire.close()
-            if self.fatal is not None or self._stopping.wait(backoff.next()):
+            if self.fatal is not None or self._stopping.wait(pause):
                 return
-        self._acknowledge(batch, durable)
+        self.sign_of_life = time.monotonic()
+        if durable:
+            self._history.append((self._batch, tuple((item.event, item.first, item.count) for item in durable)))
+        if self._settle(batch):
+            log.warning("Redis at %s takes events again", self._where)
 
-    def _exchange(self, packed: tuple[list[list[Part]], list[Any]] | None, transient: list[bytes]) -> str:
-        blobs, arguments = packed if packed else ([], None)
-        script = load("append", self._target.in_process)
-        parts: list[Part] = [part for blob in blobs for part in blob]
-        parts += transient
-        if arguments is not None:
-            parts.append(self._command(b"EVALSHA", script.sha, arguments))
+    def _open_wire(self) -> None:
+        if not self._wire.is_open:
+            self._wire.open()
+            self.reconnects += self._batch > 1
+
+    def _refused(self, error: BusError) -> None:
+        if self._refuse(error):
+            log.warning("%s; %d events wait", error, self.waiting)
+
+    def _exchange(self, packed: _Packed | None, transient: list[tuple[str, bytes]]) -> bool:
+        """One attempt; false when it has to be made again, for Redis had forgotten this node."""
+        script = load("append", self._in_process)
+        parts: list[Part] = [part for _, blob in packed.blobs for part in blob] if packed else []
+        parts += [part for _, part in transient]
+        if packed:
+            parts.append(self._command(b"EVALSHA", script.sha, packed))
         self._wire.send(parts)
         # All are read before one is checked: a reply that is left would be taken for the next command's.
-        replies = [self._wire.read() for _ in range(len(blobs) + len(transient) + (arguments is not None))]
-        reply = replies.pop() if arguments is not None else None
-        for other in replies:
-            self._wire.check(other)
-        if arguments is None:
-            return "ok"
-        if isinstance(reply, driver.NoScriptError):
-            self._wire.send([self._command(b"EVAL", script.text, arguments)])
-            reply = self._wire.read()
-        return self._understand(self._wire.check(reply), arguments)
+        blobs = [(key, self._wire.read()) for key, _ in packed.blobs] if packed else []
+        published = [(channel, self._wire.read()) for channel, _ in transient]
+        answer: Any = self._wire.read() if packed else None
+        for channel, reply in published:
+            self._check_published(channel, reply)
+        for key, reply in blobs:
+            self._wire.check(reply, f"SET {key}")
+        if packed is None:
+            return True
+        if isinstance(answer, driver.NoScriptError):
+            self._wire.send([self._command(b"EVAL", script.text, packed)])
+            answer = self._wire.read()
+        if isinstance(answer, Exception):
+            raise self._wire.explain(answer, script.culprit(str(answer), packed.streams)) from answer
+        return self._understand(answer, packed)
 
-    def _command(self, how: bytes, script: bytes, arguments: list[Any]) -> bytes:
-        streams, values = arguments
-        keys = (self._keys.node(self.node_id), self._keys.producer(self._producer), self._keys.streams, *streams)
-        head = (
-            self._keys.prefix,
-            self._token,
-            self._batch,
-            self._config.retention_events,
-            self._config.retention_bytes,
-        )
-        ages = (int(self._config.retention_seconds * 1000), int(self._config.run_ttl * 1000))
-        return pack(how, script, len(keys), *keys, *head, *ages, *values)
+    def _check_published(self, channel: str, reply: Any) -> None:
+        """Transient events never keep durable ones waiting: what is refused is reported, and gone."""
+        try:
+            self._wire.check(reply, f"PUBLISH {channel}")
+        except BusDenied as error:
+            log.error("%s", error)
+            self.denied = error
+        except BusUnavailable as error:
+            log.warning("transient events are lost: %s", error)
 
-    def _understand(self, answer: list[Any], arguments: list[Any]) -> str:
+    def _command(self, how: bytes, script: bytes, packed: _Packed) -> bytes:
+        config = self._config
+        node, producer = self._keys.node(self.node_id), self._keys.producer(self._producer)
+        keys = (node, producer, self._keys.streams, *packed.streams)
+        head = (self._keys.prefix, self._producer, self._batch, config.retention_events, config.retention_bytes)
+        ages = (int(config.retention_seconds * 1000), int(config.run_ttl * 1000))
+        return pack(how, script, len(keys), *keys, *head, *ages, *packed.values)
+
+    def _understand(self, answer: list[Any], packed: _Packed) -> bool:
         word = answer[0]
         if word == b"FENCED":
             raise Fenced(
@@ -347,40 +186,63 @@ class Writer:
             )
         if word == b"FORGOTTEN":
             self._on_forgotten()
-            return "again"
+            return False
         if word == b"NOBLOB":
-            raise BusUnavailable(f"Redis at {self._target.where} lost a large payload before its event was written")
-        before = int(answer[1])
-        if self._batch > 1 and before < self._batch - 1:
-            self._report_loss(before)
+            raise BusUnavailable(f"Redis at {self._where} lost a large payload before its event was written")
+        if word == b"REPEATED":
+            self.suppressed += 1
+        self._look_for_loss(int(answer[1]))
         for position in range(2, len(answer), 2):
-            event = self._keys.event_of(arguments[0][answer[position]])
+            stream = packed.streams[int(answer[position])]
             text = answer[position + 1].decode(errors="replace")
+            event = self._keys.event_of(stream)
             self.denied = BusDenied(
-                f"Redis refuses the event {event!r}: its stream {arguments[0][answer[position]].decode()} gives {text}",
-                event=event,
+                f"Redis at {self._where} refuses event {event!r}: XADD {stream.decode()} gives {text}", event=event
             )
             log.error("%s", self.denied)
-        return "ok"
+        if self._replicas:
+            self._wait_for_replicas()
+        return True
+
+    def _wait_for_replicas(self) -> None:
+        """The whole attempt is made again until enough replicas have it, which writes nothing twice."""
+        count = self._wire.call(b"WAIT", self._replicas, int(_WAIT_FOR_REPLICAS * 1000))
+        if count < self._replicas:
+            raise NotAcknowledged(
+                f"Redis at {self._where} wrote the events, but only {count} of {self._replicas} replicas have them",
+                where=self._where,
+                replicas=count,
+            )
+
+    def _look_for_loss(self, before: int) -> None:
+        """Compare the number of the batch that Redis had before with that of the last one that it acknowledged."""
+        epoch = self.epoch()
+        if self._batch > 1 and before < self._batch - 1:
+            if before < 0 and epoch == self._epoch:
+                log.warning("Redis at %s has lost its record of this node's batches, and no event", self._where)
+            else:
+                self._report_loss(before)
+        self._epoch = epoch
 
     def _report_loss(self, before: int) -> None:
-        gone = [(number, count) for number, count in self._history if number > before]
-        count = sum(count for _, count in gone)
+        gone: dict[str, list[tuple[int, int]]] = {}
+        for number, frames in self._history:
+            if number > before:
+                for event, first, count in frames:
+                    gone.setdefault(event, []).append((first, count))
+        self._history.clear()
+        count = sum(count for frames in gone.values() for _, count in frames)
         if count:
             self.lost += count
-            log.error(
-                "Redis at %s lost %d acknowledged events of this node (batches %d to %d)",
-                self._target.where,
-                count,
-                gone[0][0],
-                gone[-1][0],
+            ranges = ", ".join(
+                f"{event!r} {frames[0][0]} to {frames[-1][0] + frames[-1][1] - 1}" for event, frames in gone.items()
             )
-            self._history.clear()
+            log.error("Redis at %s lost %d acknowledged events of this node: %s", self._where, count, ranges)
 
-    def _pack_durable(self, frames: list[_Open]) -> tuple[list[list[Part]], list[Any]]:
-        blobs: list[list[Part]] = []
-        streams: list[bytes] = []
-        values: list[Any] = []
+    # Packing ---------------------------------------------------------------------------------------------------------
+
+    def _pack_durable(self, frames: Sequence[OpenFrame]) -> _Packed:
+        packed = _Packed([], [], [])
         life = b"%d" % int(self._config.retention_seconds * 1000)
         for item in frames:
             stream = self._keys.events(item.event)
@@ -398,18 +260,19 @@ class Writer:
                     secret=self._config.secret,
                     scope=stream.decode(),
                 )
-                blobs.append(pack_value((b"SET", self._keys.blob(blob)), chunks, (b"PX", life)))
+                key = self._keys.blob(blob)
+                packed.blobs.append((key.decode(), pack_value((b"SET", key), chunks, (b"PX", life))))
             else:
                 data = self._pack_inline(item, stream)
-            streams.append(stream)
-            values += (item.event, item.count, item.size, data, blob)
-        return blobs, [streams, values]
+            packed.streams.append(stream)
+            packed.values.extend((item.event, item.count, item.size, data, blob))
+        return packed
 
-    def _pack_transient(self, item: _Open) -> bytes:
+    def _pack_transient(self, item: OpenFrame) -> tuple[str, bytes]:
         channel = self._keys.channel(item.event)
-        return pack(b"PUBLISH", channel, self._pack_inline(item, channel))
+        return channel.decode(), pack(b"PUBLISH", channel, self._pack_inline(item, channel))
 
-    def _pack_inline(self, item: _Open, scope: bytes) -> bytes:
+    def _pack_inline(self, item: OpenFrame, scope: bytes) -> bytes:
         return frame.pack(
             self._producer,
             item.first,
@@ -420,25 +283,3 @@ class Writer:
             secret=self._config.secret,
             scope=scope.decode(),
         )
-
-    def _refused(self, error: BusError) -> None:
-        with self._changed:
-            if self._refusal is None or type(self._refusal) is not type(error):
-                log.warning("%s; %d events wait", error, self.waiting)
-            self._refusal = error
-            if isinstance(error, BusDenied):
-                self.denied = error
-            self._changed.notify_all()
-
-    def _acknowledge(self, batch: list[_Open], durable: list[_Open]) -> None:
-        count = sum(item.count for item in batch)
-        if durable:
-            self._history.append((self._batch, sum(item.count for item in durable)))
-        with self._lock:
-            self.acknowledged += count
-            self.bytes_waiting -= sum(item.size for item in batch)
-            if self._refusal is not None:
-                log.warning("Redis at %s takes events again", self._target.where)
-                self._refusal = None
-            if self._waiting:
-                self._changed.notify_all()

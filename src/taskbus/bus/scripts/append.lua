@@ -3,15 +3,21 @@
 -- KEYS: node hash, producer hash, streams hash, then one stream for each frame.
 -- ARGV: prefix, token, batch number, retention events, bytes, milliseconds, run ttl in ms,
 --       then for each frame: event, number of events, size in bytes, frame, blob id or ''.
--- Answers {'OK', number of the producer's batch before this one, errors: index, text, ...},
---         {'FENCED'}, {'FORGOTTEN'} or {'NOBLOB', blob id}.
+-- Answers {'OK', number of the producer's batch before this one, errors: index, text, ...}, the same with 'REPEATED'
+-- when this batch was taken before, {'FENCED'}, {'FORGOTTEN'} or {'NOBLOB', blob id}.
 local prefix, token, batch = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local keep_events, keep_bytes, keep_ms, run_ttl = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
 local owner = redis.call('HGET', KEYS[1], 'token')
 if not owner then return {'FORGOTTEN'} end
 if owner ~= token then return {'FENCED'} end
 local last = tonumber(redis.call('HGET', KEYS[2], 'batch') or '-1')
-if last >= batch then return {'OK', batch - 1} end
+if last >= batch then
+  local number, kept = string.match(redis.call('HGET', KEYS[2], 'errors') or '', '^(%d+) (.*)$')
+  local answer = number == ARGV[3] and cjson.decode(kept) or {}
+  table.insert(answer, 1, batch - 1)
+  table.insert(answer, 1, 'REPEATED')
+  return answer
+end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local text = function(number) return string.format('%.0f', number) end
@@ -46,7 +52,20 @@ local function trim(event, stream, n, b, marks)
   return first .. ';' .. rest
 end
 
-local answer = {'OK', last}
+-- How many events a stream has had, by its last frame: for when the streams hash was lost, and the stream was not.
+local function recount(stream)
+  local entries = redis.pcall('XREVRANGE', stream, '+', '-', 'COUNT', 20)
+  for _, entry in ipairs(entries) do
+    local data = entry[2][2]
+    if entry[2][1] == 'f' and string.sub(data, 1, 4) == '\245tbf' and #data >= 14 then
+      local a, b, c, d = string.byte(data, 11, 14)
+      return tonumber(string.match(entry[1], '%-(%d+)$')) - 1 + a + 256 * (b + 256 * (c + 256 * d))
+    end
+  end
+  return 0
+end
+
+local answer, errors = {'OK', last}, {}
 for i = 4, #KEYS do
   local a = 8 + (i - 4) * 5
   local event, count, size, frame, blob = ARGV[a], tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2]), ARGV[a + 3], ARGV[a + 4]
@@ -56,6 +75,8 @@ for i = 4, #KEYS do
   if state then
     n, b, ms, mark_n, mark_b, mark_ms, marks = string.match(state, '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (.*)$')
     n, b, ms, mark_n, mark_b, mark_ms = tonumber(n), tonumber(b), tonumber(ms), tonumber(mark_n), tonumber(mark_b), tonumber(mark_ms)
+  else
+    n = recount(KEYS[i])
   end
   if now > ms then ms = now end
   local seq = text(n + 1)
@@ -73,8 +94,8 @@ for i = 4, #KEYS do
     end
   end
   if type(id) == 'table' then
-    answer[#answer + 1] = i - 4
-    answer[#answer + 1] = id.err
+    answer[#answer + 1], answer[#answer + 2] = i - 4, id.err
+    errors[#errors + 1], errors[#errors + 2] = i - 4, id.err
   else
     if blob ~= '' then
       redis.call('RPUSH', prefix .. 'blobs:' .. event, seq .. ' ' .. blob)
@@ -92,5 +113,6 @@ for i = 4, #KEYS do
   end
 end
 redis.call('HSET', KEYS[2], 'batch', ARGV[3])
+if #errors > 0 then redis.call('HSET', KEYS[2], 'errors', ARGV[3] .. ' ' .. cjson.encode(errors)) end
 if last < 0 then redis.call('PEXPIRE', KEYS[2], run_ttl) end
 return answer

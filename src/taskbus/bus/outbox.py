@@ -1,0 +1,241 @@
+"""Where emitted events wait until Redis has acknowledged them: bounded, in order, one frame for each stream."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from taskbus import frame
+from taskbus.codec import Encoded
+from taskbus.errors import BusDenied, BusError, BusUnavailable, EncodeError, NotAcknowledged
+
+if TYPE_CHECKING:
+    from taskbus.config import RouterConfig
+    from taskbus.types import Sink
+
+__all__ = ["OpenFrame", "Outbox"]
+
+_FRAME_TEXT = 256 * 1024
+_BATCH_BYTES = 8 << 20
+
+
+class OpenFrame:
+    """A frame that still takes events."""
+
+    __slots__ = ("buffers", "count", "event", "first", "full", "only_to", "size", "text", "transient")
+
+    def __init__(self, event: str, first: int, only_to: tuple[str, ...], transient: bool) -> None:
+        self.event = event
+        self.first = first
+        self.only_to = only_to
+        self.transient = transient
+        self.count = 0
+        self.text = bytearray()
+        self.buffers: list[bytes] = []
+        self.size = 0
+        self.full = False
+
+    def views(self) -> list[memoryview]:
+        return [memoryview(buffer) for buffer in self.buffers]
+
+
+class Outbox:
+    """The callers' side of the writer: takes events from any thread, and tells what became of them."""
+
+    def __init__(self, config: RouterConfig, where: str) -> None:
+        self._config = config
+        self._where = where
+        self.numbering = threading.Lock()
+        """Held while an event gets its number."""
+        self._lock = self.numbering
+        self._changed = threading.Condition(self._lock)  # acknowledged, refused, failed, stopped
+        self._waiting = 0
+        self._wake = threading.Lock()
+        self._wake.acquire()
+        self._idle = True
+        self._stopping = threading.Event()
+        self._frames: deque[OpenFrame] = deque()
+        self._open: dict[tuple[str, bool], OpenFrame] = {}
+        self._refusal: BusError | None = None
+        self.fatal: BusError | None = None
+        self.denied: BusDenied | None = None
+        self.sequence: dict[str, int] = {}
+        self.emitted = self.acknowledged = 0
+        self.bytes_waiting = 0
+
+    # Events in -------------------------------------------------------------------------------------------------------
+
+    def append(
+        self,
+        event: str,
+        encoded: Encoded,
+        only_to: tuple[str, ...] = (),
+        transient: bool = False,
+        *,
+        look: Callable[[str], Sequence[Sink]] = lambda event: (),
+        timeout: float | None = None,
+    ) -> Sequence[Sink]:
+        """Queue one event; waits up to ``timeout`` (``op_timeout``) while the outbox is full, then ``BusUnavailable``.
+
+        Returns what ``look(event)`` says at the moment at which the event gets its number.
+        """
+        text, buffers = encoded
+        size = len(text) if not buffers else frame.body_size(text, buffers)
+        if size > self._config.max_payload:
+            raise EncodeError(
+                f"the event {event!r} is {size} bytes long; max_payload allows {self._config.max_payload}",
+                event=event,
+                size=size,
+            )
+        copies = [bytes(buffer) for buffer in buffers]
+        with self._lock:
+            if self.fatal is not None or self._refusal is not None or self.denied is not None or self._is_full(size):
+                self._make_room(size, self._config.op_timeout if timeout is None else timeout)
+            key = (event, transient)
+            open_frame = self._open.get(key)
+            counted = "\0" + event if transient else event
+            number = self.sequence[counted] = self.sequence.get(counted, 0) + 1
+            if (
+                open_frame is None
+                or open_frame.full
+                or open_frame.only_to != only_to
+                or size > self._config.blob_threshold
+            ):
+                open_frame = self._open[key] = OpenFrame(event, number, only_to, transient)
+                self._frames.append(open_frame)
+            if open_frame.count:
+                open_frame.text += b","
+            open_frame.text += text
+            open_frame.buffers += copies
+            open_frame.count += 1
+            open_frame.size += size
+            if open_frame.size >= _FRAME_TEXT:
+                open_frame.full = True
+            self.emitted += 1
+            self.bytes_waiting += size
+            if self._idle:
+                self._idle = False
+                self._wake.release()
+            return look(event)
+
+    def _is_full(self, size: int) -> bool:
+        waiting = self.emitted - self.acknowledged
+        return waiting >= self._config.outbox_events or (
+            waiting > 0 and self.bytes_waiting + size > self._config.outbox_bytes
+        )
+
+    def _make_room(self, size: int, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while True:
+            self._raise_what_stays()
+            if self._refusal is not None and self._refusal.__dict__.get("full"):
+                raise BusUnavailable(str(self._refusal), where=self._where, full=True)
+            if not self._is_full(size):
+                return
+            cause = f": {self._refusal}" if self._refusal else ""
+            self._wait(deadline, f"the outbox is full ({self.waiting} events, {self.bytes_waiting} bytes){cause}")
+
+    # What became of them ---------------------------------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> int:
+        """Events that are not acknowledged."""
+        return self.emitted - self.acknowledged
+
+    def sync(self, timeout: float) -> None:
+        """Return when all that was appended before is acknowledged.
+
+        Raises what stands in the way, at the latest in ``timeout`` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            target = self.emitted
+            while self.acknowledged < target:
+                self._raise_what_stays()
+                missing = target - self.acknowledged
+                self._wait(deadline, f"{missing} events are not acknowledged by Redis at {self._where}")
+            self._raise_what_stays()
+
+    def flush(self, deadline: float) -> None:
+        """Return when nothing waits any more, or it cannot be written, or at ``deadline`` (monotonic)."""
+        with self._changed:
+            while self.waiting and self.fatal is None and time.monotonic() < deadline:
+                self._waiting += 1
+                self._changed.wait(deadline - time.monotonic())
+                self._waiting -= 1
+
+    def fail(self, error: BusError | None) -> None:
+        """Let every caller that waits or comes later see ``error``; ``None`` only wakes them and the thread."""
+        with self._changed:
+            if error is not None and self.fatal is None:
+                self.fatal = error
+            self._changed.notify_all()
+            if self._idle:
+                self._idle = False
+                self._wake.release()
+
+    def _wait(self, deadline: float, what: str) -> None:
+        if self._stopping.is_set():
+            raise BusUnavailable(f"the router was stopped: {what}")
+        self._waiting += 1
+        try:
+            if not self._changed.wait(max(0.0, deadline - time.monotonic())) and time.monotonic() >= deadline:
+                if isinstance(self._refusal, NotAcknowledged):
+                    raise NotAcknowledged(str(self._refusal), **self._refusal.__dict__)
+                reason = f" ({self._refusal})" if self._refusal and str(self._refusal) not in what else ""
+                raise BusUnavailable(what + reason, where=self._where, waiting=self.waiting)
+        finally:
+            self._waiting -= 1
+
+    def _raise_what_stays(self) -> None:
+        """Raise what no waiting heals: for ever (fenced), until somebody repairs it, or once for an event refused."""
+        if self.fatal is not None:
+            raise type(self.fatal)(str(self.fatal), **self.fatal.__dict__)
+        denied = self._refusal if isinstance(self._refusal, BusDenied) else self.denied
+        self.denied = None
+        if denied is not None:
+            raise BusDenied(str(denied), **denied.__dict__)
+
+    # For the thread --------------------------------------------------------------------------------------------------
+
+    def _next_batch(self) -> list[OpenFrame]:
+        """What leaves together; waits for it, and is empty when it is time to end."""
+        while not self._stopping.is_set():
+            with self._lock:
+                if self._frames:
+                    return self._take()
+                self._idle = True
+            self._wake.acquire()
+        return []
+
+    def _take(self) -> list[OpenFrame]:
+        batch: list[OpenFrame] = []
+        size = 0
+        while self._frames and (not batch or size + self._frames[0].size <= _BATCH_BYTES):
+            open_frame = self._frames.popleft()
+            size += open_frame.size
+            batch.append(open_frame)
+            if self._open.get((open_frame.event, open_frame.transient)) is open_frame:
+                del self._open[open_frame.event, open_frame.transient]
+        return batch
+
+    def _settle(self, batch: Sequence[OpenFrame]) -> bool:
+        """The batch is acknowledged; true when Redis had refused before."""
+        with self._lock:
+            self.acknowledged += sum(item.count for item in batch)
+            self.bytes_waiting -= sum(item.size for item in batch)
+            refused, self._refusal = self._refusal is not None, None
+            if self._waiting:
+                self._changed.notify_all()
+        return refused
+
+    def _refuse(self, error: BusError) -> bool:
+        """The batch was not taken; true when the last attempt did not end the same way."""
+        with self._changed:
+            news = type(self._refusal) is not type(error)
+            self._refusal = error
+            self._changed.notify_all()
+        return news
