@@ -144,8 +144,9 @@ class Reader:
     def stop(self, deadline: float) -> None:
         """End the thread; it is waited for until ``deadline`` (monotonic)."""
         self._stopping.set()
-        self.wake()
         self._wire.abort()
+        if self._wire.target.in_process:
+            self.wake()  # there is no socket to cut
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(max(0.05, deadline - time.monotonic()))
         self._blobs.close()
@@ -214,10 +215,13 @@ class Reader:
             blocked, self._blocked = self._blocked, False
         if not blocked or threading.current_thread() is self._thread:
             return
+        wake = (b"XADD", self.inbox, b"NOMKSTREAM", b"MAXLEN", b"~", b"100", b"*", b"k", b"wake")
         try:
-            self._calls.call(b"XADD", self.inbox, b"MAXLEN", b"~", b"100", b"*", b"k", b"wake", timeout=1.0)
+            woken = self._calls.call(*wake, timeout=1.0)
         except BusError:
-            self._wire.abort()  # Redis is full or away: a new connection does it as well
+            woken = None
+        if woken is None:
+            self._wire.abort()  # Redis is full or away, or has no inbox: a new connection does it as well
 
     def look(self) -> None:
         """Refresh ``lag``: how many events are kept for this node's subscriptions that it has not read."""
