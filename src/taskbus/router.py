@@ -83,7 +83,7 @@ class Router:
         return f"<Router {self.config.shown_url} run {self.config.run_id!r}, {state}>"
 
     def __enter__(self) -> Self:
-        return self.start()
+        return self if self.is_active else self.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -32,8 +32,6 @@ class Collected(list[Any]):
         self.gate.wait(30)
         self.append(value)
 
-    __hash__ = object.__hash__
-
 
 @pytest.fixture
 def run_id() -> str:
@@ -72,7 +70,7 @@ def start_task(redis_url: str, run_id: str) -> Iterator[StartTask]:
 
 
 @contextmanager
-def plain_client(url: str) -> Iterator[redis.Redis]:
+def plain_client(url: str) -> Iterator[Any]:
     """A plain client of the server behind ``url``, to look at keys."""
     if url.startswith("memory://"):
         with fakeredis.FakeRedis(server=MEMORY_SERVERS[url.removeprefix("memory://")]) as client:

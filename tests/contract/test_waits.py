@@ -1,0 +1,119 @@
+"""Tasks that wait for one another over the bus."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from taskbus.errors import Fenced, NotStarted, RunFinished, WaitTimeout
+from taskbus.testing import until
+from tests.contract.conftest import Join, StartTask
+
+
+def test_no_answer_is_missed_and_none_is_seen_twice(start_task: StartTask) -> None:
+    a, b = start_task(), start_task()
+    answered: list[int] = []
+
+    def answer(number: int) -> None:
+        b.emit("answer", number)
+        answered.append(number)
+
+    b.on("ask", answer)
+    for number in range(300):
+        a.emit("ask", number)
+        if number % 3 == 0:  # the answer is on its way, or there, before the wait begins
+            until(lambda: len(answered) > number)  # noqa: B023
+        assert a.wait_for("answer", timeout=10, since="last") == ((number,), {})
+    assert a.wait_for("answer", timeout=0, since="last") is None
+
+
+def test_a_wait_takes_the_first_that_is_kept(start_task: StartTask) -> None:
+    a, b = start_task(), start_task()
+    a.emit("ready", 1)
+    a.emit("ready", 2)
+    a.sync()
+    assert b.wait_for("ready", timeout=5, since="start") == ((1,), {})
+    assert b.wait_for("ready", timeout=0.05) is None
+    assert a.wait_for("ready", timeout=5, since="start") == ((1,), {})
+
+
+def test_a_wait_that_has_begun_misses_nothing(start_task: StartTask) -> None:
+    a, b = start_task(), start_task()
+    with ThreadPoolExecutor(1) as pool:
+        for number in range(200):
+            waiting = pool.submit(b.wait_for, "x", 10, since="last")
+            a.emit("x", number)
+            assert waiting.result(15) == ((number,), {})
+
+
+def test_two_hundred_waiters_end_with_the_finish_and_cost_no_connection(start_task: StartTask) -> None:
+    a, b = start_task(), start_task()
+    with ThreadPoolExecutor(200) as pool:
+        a.wait_for("warm", timeout=0)
+        threads = {thread.name for thread in threading.enumerate() if thread.name.startswith("taskbus-")}
+        waits = [pool.submit(a.wait_for, "x", ignore_timeout_exception=False) for _ in range(100)]
+        waits += [pool.submit(a.wait_for, "x", ignore_timeout_exception=False, since="last") for _ in range(100)]
+        until(lambda: len(a._waits._open) == 200)
+        b.finish = True
+        began = time.monotonic()
+        for wait in waits:
+            with pytest.raises(RunFinished, match=f"node '{b._link.node_id}'"):
+                wait.result(5)
+        assert time.monotonic() - began < 4
+        assert {t.name for t in threading.enumerate() if t.name.startswith("taskbus-")} <= threads
+    assert a.finish
+    assert a.wait_for("y") is None
+
+
+def test_waiters_end_with_a_stop(start_task: StartTask) -> None:
+    a = start_task()
+    with ThreadPoolExecutor(20) as pool:
+        waits = [pool.submit(a.wait_for, "x", since=since) for since in ("now", "last") for _ in range(10)]
+        until(lambda: len(a._waits._open) == 20)
+        a.request_leave()
+        assert [wait.result(5) for wait in waits] == [None] * 20
+    a.stop()
+    with pytest.raises(NotStarted):
+        a.wait_for("x")
+
+
+def test_waiters_end_when_another_process_has_this_nodes_id(start_task: StartTask, join: Join) -> None:
+    a = start_task(node_id="a", heartbeat=0.2)
+    with ThreadPoolExecutor(20) as pool:
+        waits = [pool.submit(a.wait_for, "x", since=since) for since in ("now", "last") for _ in range(10)]
+        until(lambda: len(a._link.loop.sinks("x")) == 11 and len(a._waits._new_trail("x")._waiters) == 10)
+        life = a._link.life  # type: ignore[attr-defined]
+        life.calls.call(b"DEL", life.keys.node("a"))
+        join(node_id="a")
+        for wait in waits:
+            with pytest.raises(Fenced, match="node id 'a' belongs to process"):
+                wait.result(5)
+    with pytest.raises(Fenced):
+        a.emit("x")
+    a.use(lambda ctx: None).run()  # runs no step
+
+
+def test_a_timeout_is_on_time_and_leaves_nothing_behind(start_task: StartTask) -> None:
+    a = start_task()
+    for since in ("now", "last", "start"):
+        for timeout in (0, 0.01, 0.1):
+            began = time.monotonic()
+            with pytest.raises(WaitTimeout, match=f"no event 'x' within {timeout:g} s"):
+                a.wait_for("x", timeout, False, since=since)
+            assert timeout <= time.monotonic() - began + 0.001 < timeout + 1
+    assert not a._waits._open
+    assert [sink for sink in a._link.loop.sinks("x") if type(sink).__name__ != "Trail"] == []
+
+
+def test_a_task_that_starts_after_the_finish_runs_no_step(start_task: StartTask) -> None:
+    a = start_task()
+    a.finish = True
+    b = start_task()
+    assert b.finish
+    steps: list[int] = []
+    b.use(lambda ctx: steps.append(1)).run()
+    assert steps == []
+    assert b.wait_for("x") is None
