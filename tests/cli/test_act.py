@@ -18,6 +18,7 @@ def test_emit_reaches_the_listeners_and_nobody_joins_for_it(shell: Shell) -> Non
     node = shell.node(labels="collector")
     node.on("weights", lambda *args, **kwargs: heard.append((args, kwargs)))
     node.on("taskbus.node_joined", lambda **told: heard.append(told))
+    node.sync()
     before = shell.keys()
     done = shell.run("emit", "weights", "[1, [2]]", '{"k": 3}')
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
