@@ -18,7 +18,7 @@ from taskbus.types import Event
 __all__ = ["Encoded", "decode", "encode", "encode_pickle"]
 
 _SCALARS = frozenset({type(None), bool, int, float, str})
-_CONTAINERS = frozenset({list, dict})
+_LISTS, _DICTS, _CONTAINERS = {list}, {dict}, {list, dict}
 _OPTIONS = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 _all_scalars = _SCALARS.issuperset
 _values = dict.values
@@ -133,13 +133,15 @@ def _is_plain(level: list[Any]) -> bool:
     Goes level by level, so that the work for each container is done in C, and ends for cycles too.
     """
     for _ in range(MAX_DEPTH):
-        if not _CONTAINERS.issuperset(map(type, level)):
-            return False
-        values: Any = level[0] if len(level) == 1 else None
-        if values is None:
+        kinds = set(map(type, level))
+        if kinds == _LISTS:
+            values = level[0] if len(level) == 1 else list(chain.from_iterable(level))
+        elif kinds == _DICTS:
+            values = list(chain.from_iterable(map(_values, level)))
+        elif kinds == _CONTAINERS:
             values = list(chain.from_iterable([each if type(each) is list else _values(each) for each in level]))
-        elif type(values) is dict:
-            values = values.values()
+        else:
+            return False
         if _all_scalars(map(type, values)):
             return True
         if len(values) > MAX_VALUES:

@@ -7,6 +7,7 @@ received bytes must not change. ``requires_grad`` is kept, the graph behind it i
 from __future__ import annotations
 
 import sys
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -22,14 +23,16 @@ _NAMES = (
 )
 
 
+@lru_cache(maxsize=1)
 def _dtypes(torch: Any) -> dict[str, Any]:
     return {name: getattr(torch, name) for name in _NAMES if hasattr(torch, name)}
 
 
 def _write(torch: Any, value: Any, writer: TreeWriter) -> list[Any]:
-    name = next((name for name, dtype in _dtypes(torch).items() if dtype == value.dtype), None)
+    dtype = value.dtype
+    name = next((name for name, known in _dtypes(torch).items() if known is dtype), None)
     if name is None or value.layout != torch.strided or value.device.type == "meta":
-        raise Refused(f"tensor of {value.dtype}, {value.layout}, on {value.device.type} is not encodable")
+        raise Refused(f"tensor of {dtype}, {value.layout}, on {value.device.type} is not encodable")
     try:
         dense = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
         # Bytes by way of uint8: NumPy knows neither bfloat16 nor the float8 family.

@@ -96,6 +96,9 @@ class TreeWriter:
             return value if MIN_INT <= value <= MAX_INT else ["!i", format(value, "x")]
         if value is None or kind is bool:
             return value
+        if kind is tuple and len(self._open) < MAX_DEPTH and _all_simple(value):
+            self.spend(len(value))
+            return ["!t", *value]
         write = writers.get(kind) or _find(kind)
         ident = id(value)
         if ident in self._open:
@@ -233,6 +236,24 @@ class TreeReader:
             if kind is list or kind is dict:
                 tree[key] = self.value(value)
         return tree
+
+
+def _all_simple(values: tuple[Any, ...]) -> bool:
+    """Only scalars that stand for themselves: what most tuples hold."""
+    for value in values:
+        kind = type(value)
+        if kind is float:
+            if not isfinite(value):
+                return False
+        elif kind is int:
+            if not MIN_INT <= value <= MAX_INT:
+                return False
+        elif kind is str:
+            if not value.isascii():
+                return False
+        elif value is not None and kind is not bool:
+            return False
+    return True
 
 
 def _find(kind: type) -> Writer:
