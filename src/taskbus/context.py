@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 __all__ = ["Context"]
 
@@ -29,6 +29,12 @@ class Context:
     total_step: int = 0
 
     _kept: ClassVar[tuple[str, ...]] = ()  # an instance that keeps something has its own
+
+    if TYPE_CHECKING:  # open for attributes, to type checkers too
+
+        def __getattr__(self, name: str) -> Any: ...
+
+        def __setattr__(self, name: str, value: Any) -> None: ...
 
     def keep(self, *names: str) -> None:
         """Carry these attributes over the next :meth:`renew`; named in ``__post_init__``, over every one."""

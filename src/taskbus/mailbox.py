@@ -58,7 +58,7 @@ class ErrorBox:
         if not errors:
             return
         if others:
-            errors[0].add_note(f"and {others} more error(s) in listeners, see the log")
+            errors[0].add_note(f"and {others} more error(s), see the log")
         raise errors[0]
 
 

@@ -1,0 +1,141 @@
+"""Sinks without a function: a waiter takes one event, a trail keeps those between two waits."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from taskbus.testing import until
+from taskbus.types import Event
+from taskbus.waiting import Trail, Waiter
+
+FIRST: Event = ((1,), {"a": 1})
+SECOND: Event = ((2,), {})
+
+
+def soon(seconds: float = 5.0) -> float:
+    return time.monotonic() + seconds
+
+
+def test_a_waiter_takes_its_first_event_and_no_other() -> None:
+    waiter = Waiter("x")
+    waiter.put(*FIRST, timeout=0)
+    waiter.put(*SECOND, timeout=0)
+    assert waiter.offer([SECOND], 0, 10) == 1
+    assert waiter.wait(soon()) == FIRST
+    assert not waiter.resolve(SECOND)
+
+
+def test_a_waiter_takes_the_first_of_a_frame_from_where_it_begins() -> None:
+    waiter = Waiter("x")
+    assert waiter.offer([FIRST, SECOND], 1, 10) == 2
+    assert waiter.wait(soon()) == SECOND
+
+
+@pytest.mark.parametrize("seconds", [0, 0.01, 0.1])
+def test_a_waiter_gives_up_on_time(seconds: float) -> None:
+    waiter = Waiter("x")
+    began = time.monotonic()
+    assert waiter.wait(began + seconds) is None
+    assert waiter.timed_out
+    assert seconds <= time.monotonic() - began + 0.001 < seconds + 0.5
+
+
+def test_a_deadline_further_away_than_the_lock_can_wait_is_no_error() -> None:
+    waiter = Waiter("x")
+    waiter.put(*FIRST, timeout=0)
+    assert waiter.wait(1e300) == FIRST
+
+
+def test_a_waiter_is_cancelled_with_or_without_an_error() -> None:
+    quiet, loud = Waiter("x"), Waiter("x")
+    quiet.cancel()
+    loud.cancel(ValueError("why"))
+    loud.put(*FIRST, timeout=0)
+    assert quiet.wait() is None
+    assert not quiet.timed_out
+    with pytest.raises(ValueError, match="why"):
+        loud.wait()
+
+
+def test_an_event_at_the_very_deadline_is_taken_or_left_and_never_half() -> None:
+    for _ in range(300):
+        waiter = Waiter("x")
+        emitter = threading.Thread(target=waiter.put, args=((), {}, 0))
+        emitter.start()
+        found = waiter.wait(time.monotonic() + 0.0001)
+        assert waiter.timed_out == (found is None)
+        emitter.join()
+
+
+def test_a_trail_keeps_events_between_waits_and_gives_each_once() -> None:
+    trail = Trail("x")
+    trail.put(*FIRST, timeout=0)
+    assert trail.offer([FIRST, SECOND, SECOND], 1, 30) == 3
+    assert [trail.wait(0) for _ in range(4)] == [FIRST, SECOND, SECOND, None]
+
+
+def test_a_trail_wakes_one_waiter_for_each_event() -> None:
+    trail = Trail("x")
+    with ThreadPoolExecutor(10) as pool:
+        waits = [pool.submit(trail.wait, soon()) for _ in range(10)]
+        until(lambda: len(trail._waiters) == 10)
+        trail.offer([((number,), {}) for number in range(10)], 0, 0)
+        found = [wait.result(5) for wait in waits]
+    assert sorted(event[0][0] for event in found if event) == list(range(10))
+    assert trail.wait(0) is None
+
+
+def test_a_wait_on_a_trail_that_timed_out_takes_nothing_later() -> None:
+    trail = Trail("x")
+    assert trail.wait(time.monotonic() + 0.01) is None
+    trail.put(*FIRST, timeout=0)
+    assert trail.wait(0) == FIRST
+
+
+def test_a_trail_drops_the_oldest_and_says_how_many() -> None:
+    dropped: list[int] = []
+    trail = Trail("x", max_events=3, on_drop=dropped.append)
+    trail.offer([((number,), {}) for number in range(5)], 0, 0)
+    assert dropped == [2]
+    assert [event[0][0] for event in iter(lambda: trail.wait(0), None)] == [2, 3, 4]
+
+
+def test_a_trail_is_bounded_in_bytes_and_keeps_the_newest_whatever_its_size() -> None:
+    dropped: list[int] = []
+    trail = Trail("x", max_bytes=100, on_drop=dropped.append)
+    trail.offer([FIRST], 0, 60)
+    trail.offer([SECOND], 0, 60)
+    trail.offer([FIRST], 0, 1000)
+    assert dropped == [1, 1]
+    assert [trail.wait(0), trail.wait(0)] == [FIRST, None]
+
+
+def test_a_trail_forgets_through_the_very_event_and_not_an_equal_one() -> None:
+    trail = Trail("x")
+    events: list[Event] = [((), {}) for _ in range(3)]
+    trail.offer(events, 0, 0)
+    trail.forget_through(((), {}))
+    trail.forget_through(events[1])
+    assert [trail.wait(0), trail.wait(0)] == [((), {}), None]
+
+
+def test_a_cancelled_trail_gives_what_it_has_and_then_the_error() -> None:
+    trail = Trail("x")
+    trail.put(*FIRST, timeout=0)
+    trail.cancel(ValueError("over"))
+    assert trail.wait() == FIRST
+    with pytest.raises(ValueError, match="over"):
+        trail.wait()
+
+
+def test_a_closed_trail_wakes_everybody() -> None:
+    trail = Trail("x")
+    with ThreadPoolExecutor(5) as pool:
+        waits = [pool.submit(trail.wait) for _ in range(5)]
+        until(lambda: len(trail._waiters) == 5)
+        trail.close()
+        assert [wait.result(5) for wait in waits] == [None] * 5
