@@ -30,8 +30,9 @@ def test_a_node_that_is_not_listed_any_more_is_gone_and_told_once() -> None:
 def test_a_killed_node_stays_gone_although_its_lease_still_runs() -> None:
     board = Board()
     board.saw([a_node("collector-1")])
-    board.lost("collector-1", "killed by SIGKILL")
+    assert board.lost("collector-1", "killed by SIGKILL")
     board.saw([a_node("collector-1")])
+    assert not board.lost("collector-1", "killed by SIGKILL")
     assert board.here == []
     assert board.saw([]) == [], "told before"
     assert board.seats["collector-1"].gone == "killed by SIGKILL"

@@ -78,11 +78,13 @@ class Board:
                     self.seats[name] = Seat(node)
             return lost
 
-    def lost(self, name: str, why: str) -> None:
-        """Mark a node as gone before its lease has run out."""
+    def lost(self, name: str, why: str) -> bool:
+        """Mark a node as gone before its lease has run out; false if that is known already."""
         with self._lock:
-            if name in self.seats:
-                self.seats[name] = Seat(self.seats[name].node, why)
+            seat = self.seats.get(name)
+            if seat is not None:
+                self.seats[name] = Seat(seat.node, why)
+            return seat is None or not seat.gone
 
     @property
     def here(self) -> list[NodeInfo]:

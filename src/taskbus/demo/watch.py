@@ -37,6 +37,7 @@ class Watch:
         self.failure = ""
         self._router = router
         self._collectors = collectors
+        self._gone: set[str] = set()
         self._finish: FinishInfo | None = None
         self._over = threading.Event()
         self._solved = threading.Event()
@@ -64,9 +65,9 @@ class Watch:
         if member.role != "collector":
             self._fail(f"{member.name} {member.how}: {member.last_words()} (more in {member.log})")
             return
-        self._collectors -= 1
-        self.board.lost(member.name, member.how)
-        self.display.say(f"{member.name} (pid {member.pid}) is gone, {member.how}: the training goes on")
+        self._gone.add(member.name)
+        if self.board.lost(member.name, member.how):
+            self.display.say(f"{member.name} (pid {member.pid}) is gone, {member.how}: the training goes on")
 
     def _look(self) -> None:
         if monotonic() < self._next_look:
@@ -79,7 +80,7 @@ class Watch:
             return
         for name in gone:
             self.display.say(f"{name} has left the run")
-        if self._collectors <= 0 and not any("collector" in node.labels for node in self.board.here):
+        if len(self._gone) >= self._collectors and not any("collector" in node.labels for node in self.board.here):
             self._fail("no collector is left")
 
     def _heard_evaluation(self, steps: int, mean_return: float, solved: bool) -> None:
