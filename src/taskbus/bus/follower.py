@@ -135,7 +135,7 @@ class Follower:
         keys = (self._guest.keys.streams, *(self._guest.keys.events(name) for name in names))
         tails = self._guest.calls.script("tail", keys, names)
         return {
-            name: Cursor(parse_id(tails[2 * position]), tails[2 * position + 1] + 1)
+            name: Cursor(parse_id(tails[2 * position]), count + 1 if (count := tails[2 * position + 1]) >= 0 else None)
             for position, name in enumerate(names)
         }
 

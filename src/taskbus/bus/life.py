@@ -110,7 +110,7 @@ class Life:
         intake.recover = self.recover
         intake.on_inbox = self._take_inbox
         intake.on_state_loss = self._state_lost
-        intake.reject = reader.reject
+        intake.reject = reader.taker.reject
         reader.on_denied = self._denied
         self.writer.epoch = lambda: self.registry.epoch
         self.loop.on_room = reader.resume
@@ -362,7 +362,7 @@ class Life:
     def _counts(self) -> tuple[int, int, int, int]:
         reader = self.reader
         reconnects = self.writer.reconnects + reader.reconnects + self.channels.gaps
-        return reader.lag, reader.missed, sum(reader.rejected.values()), reconnects
+        return reader.lag, reader.taker.missed, sum(reader.taker.rejected.values()), reconnects
 
     def stats(self) -> RouterStats:
         """What this life has done so far."""
@@ -370,12 +370,12 @@ class Life:
         return RouterStats(
             emitted=writer.emitted,
             acknowledged=writer.acknowledged,
-            delivered=reader.delivered + self.intake.delivered,
-            missed=reader.missed,
-            repeated=reader.repeated,
+            delivered=reader.taker.delivered + self.intake.delivered,
+            missed=reader.taker.missed,
+            repeated=reader.taker.repeated,
             lost=writer.lost,
             suppressed=writer.suppressed,
-            rejected=dict(reader.rejected),
+            rejected=dict(reader.taker.rejected),
             reconnects=writer.reconnects + reader.reconnects + self.channels.gaps,
             gaps=self.channels.gaps,
             dropped=self.intake.dropped,

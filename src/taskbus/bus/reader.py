@@ -10,107 +10,31 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from taskbus import frame
 from taskbus.bus.cursor import Cursor, EntryId, format_id, parse_id
+from taskbus.bus.diagnose import wrong_keys
+from taskbus.bus.streams import Laggard, Readers, Stream
+from taskbus.bus.taker import Taker
 from taskbus.bus.wire import Backoff, Calls, Wire, pack
-from taskbus.errors import BusDenied, BusError, BusUnavailable, DecodeError
+from taskbus.errors import BusDenied, BusError, Fenced
 
 if TYPE_CHECKING:
     from taskbus.bus.connect import Target
     from taskbus.bus.keys import Keys
+    from taskbus.bus.taker import Admission
     from taskbus.config import RouterConfig
-    from taskbus.types import Event, Sink
+    from taskbus.types import Sink
 
-__all__ = ["Admission", "Reader"]
+__all__ = ["Reader"]
 
 log = logging.getLogger("taskbus")
 
 _COUNT = 64
 _LINGER = 30.0
-
-
-class Admission(Protocol):
-    """What the reader asks of the node it reads for."""
-
-    producer: str
-
-    def matches(self, only_to: tuple[str, ...]) -> bool: ...
-
-    def recover(self) -> None: ...
-
-    def on_inbox(self, fields: dict[bytes, bytes]) -> None: ...
-
-    def offer(self, event: str, events: Sequence[Event], start: int, nbytes: int) -> bool: ...
-
-    def is_pending(self, event: str) -> bool: ...
-
-    def merge(self, sink: Sink, cursor: Cursor) -> bool: ...
-
-    def on_state_loss(self, why: str) -> None: ...
-
-    def is_listened(self, event: str) -> bool: ...
-
-
-class _Laggard:
-    """A sink that still catches up, with what it had no room for."""
-
-    __slots__ = ("cursor", "rest", "sink")
-
-    def __init__(self, sink: Sink, cursor: Cursor) -> None:
-        self.sink = sink
-        self.cursor = cursor
-        self.rest: list[tuple[Sequence[Event], int, int]] = []
-
-    def offer(self, events: Sequence[Event], start: int, nbytes: int) -> None:
-        if not self.rest:
-            start = self.sink.offer(events, start, nbytes)
-        if start < len(events):
-            self.rest.append((events, start, nbytes))
-
-    def retry(self) -> None:
-        rest, self.rest = self.rest, []
-        for events, start, nbytes in rest:
-            self.offer(events, start, nbytes)
-
-
-class _Stream:
-    """One subscribed event name."""
-
-    __slots__ = ("event", "key", "laggards", "listened", "paused", "shared")
-
-    def __init__(self, event: str, key: bytes) -> None:
-        self.event = event
-        self.key = key
-        self.shared: Cursor | None = None
-        self.laggards: list[_Laggard] = []
-        self.paused = False
-        self.listened = time.monotonic()
-
-    def readers(self) -> _Readers:
-        """Who has room for a page that is asked for now."""
-        shared = None if self.paused else self.shared
-        return _Readers(shared, [(laggard, laggard.cursor) for laggard in self.laggards if not laggard.rest])
-
-    def rewind(self) -> None:
-        if self.shared is not None:
-            self.shared = self.shared.rewound()
-        for laggard in self.laggards:
-            laggard.cursor = laggard.cursor.rewound()
-
-
-class _Readers(NamedTuple):
-    """Those for whom a page was asked for; a cursor that came later may have a gap before the page."""
-
-    shared: Cursor | None
-    laggards: Sequence[tuple[_Laggard, Cursor]]
-
-    def cursors(self) -> list[Cursor]:
-        own = [cursor for _, cursor in self.laggards]
-        return own if self.shared is None else [self.shared, *own]
+_NO_STREAM = -2
+_PAUSE_WHEN_DENIED = 5.0
 
 
 class Reader:
@@ -123,17 +47,18 @@ class Reader:
         self._node = node
         self._where = target.where
         self._wire = Wire(target, config.block + 1.2)
-        self._blobs = Calls(target, timeout=config.op_timeout, deadline=config.op_timeout, stopping=threading.Event())
-        self._lock = threading.Lock()
-        self._streams: dict[str, _Stream] = {}
-        self._blocked = False
         self._stopping = threading.Event()
+        self._blobs = Calls(target, timeout=config.op_timeout, deadline=config.op_timeout, stopping=self._stopping)
+        self._lock = threading.Lock()
+        self._streams: dict[str, Stream] = {}
+        self._blocked = False
+        self._rewinds = 0
+        self._inbox_wrong = False
         self._thread = threading.Thread(target=self._run, name="taskbus-reader", daemon=True)
-        self._warned: dict[str, float] = {}
         self.inbox = b""
         self.inbox_at: EntryId = (0, 0)
-        self.rejected: Counter[str] = Counter()
-        self.delivered = self.missed = self.repeated = self.reconnects = self.lag = 0
+        self.taker = Taker(config, keys, self._blobs, node)
+        self.reconnects = self.lag = 0
         self.sign_of_life = time.monotonic()
         self.on_denied: Callable[[BusDenied], None] = lambda error: None
 
@@ -166,20 +91,22 @@ class Reader:
         """Read ``event`` from where its stream ends now."""
         key = self._keys.events(event)
         last, count = self._calls.script("tail", (self._keys.streams, key), (event,))
+        if count == _NO_STREAM:
+            raise BusDenied(f"key {key.decode()} holds something else than a stream in Redis at {self._where}")
         with self._lock:
-            stream = self._streams.setdefault(event, _Stream(event, key))
+            stream = self._streams.setdefault(event, Stream(event, key))
             stream.listened = time.monotonic()
             if stream.shared is None:
-                stream.shared = Cursor(parse_id(last), count + 1)
+                stream.shared = Cursor(parse_id(last), count + 1 if count >= 0 else None)
         self.wake()
 
     def catch_up(self, sink: Sink, cursor: Cursor) -> None:
         """Let ``sink`` take all after ``cursor``; on return it has had the first page."""
-        laggard = _Laggard(sink, cursor)
-        alone = _Stream(sink.event, self._keys.events(sink.event))
+        laggard = Laggard(sink, cursor)
+        alone = Stream(sink.event, self._keys.events(sink.event))
         alone.laggards.append(laggard)
         page = self._calls.call(b"XRANGE", alone.key, b"(" + format_id(cursor.at), b"+", b"COUNT", _COUNT)
-        self._take(alone, alone.readers(), page)
+        self.taker.take(alone, alone.readers(), page)
         with self._lock:
             stream = self._streams.setdefault(sink.event, alone)
             if stream is not alone:
@@ -208,6 +135,7 @@ class Reader:
             for stream in self._streams.values():
                 stream.rewind()
             self.inbox_at = (0, 0)
+            self._rewinds += 1
 
     def wake(self) -> None:
         """Have the blocked read begin anew with the subscriptions as they are now."""
@@ -215,13 +143,12 @@ class Reader:
             blocked, self._blocked = self._blocked, False
         if not blocked or threading.current_thread() is self._thread:
             return
-        wake = (b"XADD", self.inbox, b"NOMKSTREAM", b"MAXLEN", b"~", b"100", b"*", b"k", b"wake")
         try:
-            woken = self._calls.call(*wake, timeout=1.0)
+            woken = self._calls.script("wake", (self.inbox,), (), timeout=1.0)
         except BusError:
-            woken = None
-        if woken is None:
-            self._wire.abort()  # Redis is full or away, or has no inbox: a new connection does it as well
+            woken = 0
+        if not woken:
+            self._wire.abort()  # Redis is away, or has no inbox: a new connection does it as well
 
     def look(self) -> None:
         """Refresh ``lag``: how many events are kept for this node's subscriptions that it has not read."""
@@ -245,45 +172,50 @@ class Reader:
             stream.paused or any(laggard.rest for laggard in stream.laggards) for stream in list(self._streams.values())
         )
 
-    @staticmethod
-    def _cursors(stream: _Stream) -> list[Cursor]:
-        own = [laggard.cursor for laggard in stream.laggards]
-        return own if stream.shared is None else [stream.shared, *own]
-
     # The thread ------------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         backoff = Backoff()
         first = True
         while not self._stopping.is_set():
+            pause = backoff.next()
             try:
                 if not self._wire.is_open:
                     self._wire.open()
                     if not first:
-                        self.reconnects += 1
-                        self._node.recover()
-                        self._compare_tails()
-                        log.warning("reading from Redis at %s again", self._where)
+                        self._come_back()
                     first = False
                 self._read_once()
                 backoff.reset()
-            except BusError as error:
-                self._wire.close()
-                if self._stopping.is_set():
-                    break
-                if isinstance(error, BusDenied):
+                continue
+            except Fenced:
+                break  # whoever has the place of this node reads for it now
+            except BusDenied as error:
+                pause = _PAUSE_WHEN_DENIED
+                if not self._stopping.is_set():
                     self.on_denied(error)
-                self._warn("reader", "%s; the reader tries again", error)
-                self._stopping.wait(backoff.next())
+                    self.taker.warn("reader", "%s; the reader tries again", error, every=10.0)
+            except BusError as error:
+                if not self._stopping.is_set():
+                    self.taker.warn("reader", "%s; the reader tries again", error, every=10.0)
             except Exception:
                 log.exception(
                     "reading from Redis at %s failed in an unforeseen way; the reader tries again", self._where
                 )
-                self._wire.close()
-                self._stopping.wait(backoff.next())
+            self._wire.close()
+            self._stopping.wait(pause)
         self._wire.close()
 
+    def _come_back(self) -> None:
+        self.reconnects += 1
+        rewinds = self._rewinds
+        self._node.recover()
+        if self._rewinds == rewinds:
+            self._compare_tails()
+        log.warning("reading from Redis at %s again", self._where)
+
     def _read_once(self) -> None:
+        self._look_for_wrong()
         with self._lock:
             self._prune()
             for stream in self._streams.values():
@@ -292,40 +224,67 @@ class Reader:
             wanted = {
                 stream.key: (stream, readers)
                 for stream in self._streams.values()
-                if (readers := stream.readers()).cursors()
+                if (readers := stream.readers()).cursors() and not stream.wrong
             }
-            inbox_at = self.inbox_at
+            places = {
+                key: format_id(min(cursor.at for cursor in readers.cursors())) for key, (_, readers) in wanted.items()
+            }
+            if not self._inbox_wrong:
+                places[self.inbox] = format_id(self.inbox_at)
+            rewinds = self._rewinds
             self._blocked = True
-        keys = list(wanted)
-        ids = [format_id(min(cursor.at for cursor in readers.cursors())) for _, readers in wanted.values()]
-        block = int(self._config.block * 1000)
-        self._wire.send(
-            [
-                pack(
-                    b"XREAD",
-                    b"COUNT",
-                    _COUNT,
-                    b"BLOCK",
-                    block,
-                    b"STREAMS",
-                    *keys,
-                    self.inbox,
-                    *ids,
-                    format_id(inbox_at),
-                )
-            ]
-        )
-        reply = self._wire.check(self._wire.read())
+        pages = self._ask(places)
         with self._lock:
             self._blocked = False
         self.sign_of_life = time.monotonic()
-        pages = dict(reply or ())
+        if pages is None:
+            return
         for key, (stream, readers) in wanted.items():
             entries = pages.get(key, ())
-            self._take(stream, readers, entries)
+            self.taker.take(stream, readers, entries)
             if readers.laggards and len(entries) < _COUNT:
                 self._merge(stream, readers)
+        if self.taker.gone_back:
+            self._explain_going_back(rewinds)
         self._take_inbox(pages.get(self.inbox, ()))  # last: what was emitted before a finish is delivered before it
+
+    def _ask(self, places: dict[bytes, bytes]) -> dict[bytes, Any] | None:
+        """What came after those places; ``None`` when one of the keys turned out to hold no stream."""
+        if not places:
+            self._stopping.wait(1.0)  # every key is wrong
+            return None
+        block = int(self._config.block * 1000)
+        self._wire.send([pack(b"XREAD", b"COUNT", _COUNT, b"BLOCK", block, b"STREAMS", *places, *places.values())])
+        reply = self._wire.read()
+        try:
+            return dict(self._wire.check(reply, "XREAD") or ())
+        except BusDenied as error:
+            if not error.__dict__.get("wrong"):
+                raise
+        self._look_for_wrong(places)
+        return None
+
+    def _look_for_wrong(self, places: Iterable[bytes] = ()) -> None:
+        """Leave out the keys that hold no stream, and take in again those that were left out and hold one now."""
+        out = {stream.key for stream in list(self._streams.values()) if stream.wrong}
+        suspects = {*places, *out, *([self.inbox] if self._inbox_wrong else ())}
+        if not suspects:
+            return
+        wrong = wrong_keys(self._wire, dict.fromkeys(suspects, b"stream"))
+        self._inbox_wrong = self.inbox in wrong
+        for stream in list(self._streams.values()):
+            if stream.key in suspects:
+                stream.wrong = stream.key in wrong
+        for key, kind in wrong.items():
+            if key not in out:
+                error = BusDenied(
+                    f"key {key.decode()} holds a {kind.decode()} instead of a stream in Redis at {self._where}; "
+                    "it is left out until that is gone",
+                    where=self._where,
+                    key=key.decode(),
+                )
+                self.taker.warn(key.decode(), "%s", error, every=10.0)
+                self.on_denied(error)
 
     def _prune(self) -> None:
         now = time.monotonic()
@@ -340,93 +299,7 @@ class Reader:
             self.inbox_at = parse_id(entry_id)
             self._node.on_inbox(dict(zip(fields[::2], fields[1::2], strict=False)))
 
-    def _take(self, stream: _Stream, readers: _Readers, entries: Sequence[Any]) -> None:
-        cursors = readers.cursors()
-        for entry_id, fields in entries:
-            at = parse_id(entry_id)
-            try:
-                self._take_entry(stream, readers, at, fields)
-            except DecodeError as error:
-                self.reject(error, f"entry {entry_id.decode()} of event {stream.event!r}")
-            except BusUnavailable:
-                raise  # a large payload could not be fetched now; the cursor still stands before its entry
-            for cursor in cursors:
-                cursor.at = max(cursor.at, at)
-
-    def _take_entry(self, stream: _Stream, readers: _Readers, at: EntryId, fields: list[bytes] | None) -> None:
-        if not fields or len(fields) != 2 or fields[0] != b"f":
-            raise DecodeError("not a frame", reason="foreign")
-        head = frame.unpack(
-            fields[1], max_size=self._config.max_payload, secret=self._config.secret, scope=stream.key.decode()
-        )
-        wanted = self._node.matches(head.only_to)
-        own = head.producer == self._node.producer
-        shared = readers.shared if readers.shared is not None and readers.shared.at < at else None
-        laggards = [(laggard, cursor) for laggard, cursor in readers.laggards if cursor.at < at]
-        listened = shared is not None and not own and self._node.is_listened(stream.event)
-        # Fetched before any cursor notes the frame: if that fails, the entry is read again.
-        blob = self._fetch(head) if head.blob and wanted and (listened or laggards) else None
-        events: list[Event] | None = None
-        nbytes = max(len(fields[1]), head.blob_size)
-        if shared is not None:
-            start = self._admit(stream, shared, at, head)
-            if start < head.count and wanted and listened:
-                events = self._decode(head, blob)
-                self.delivered += len(events) - start
-                self._offer(stream, events, start, nbytes)
-        for laggard, cursor in laggards:
-            start = self._admit(stream, cursor, at, head)
-            if start < head.count and wanted:
-                events = self._decode(head, blob) if events is None else events
-                laggard.offer(events, start, nbytes)
-
-    def _offer(self, stream: _Stream, events: Sequence[Event], start: int, nbytes: int) -> None:
-        if not self._node.offer(stream.event, events, start, nbytes):
-            stream.paused = True
-            if not self._node.is_pending(stream.event):
-                stream.paused = False  # there was room again before the pause was noted
-
-    def _admit(self, stream: _Stream, cursor: Cursor, at: EntryId, head: frame.Frame) -> int:
-        missing = cursor.pass_over(at[1], head.count)
-        start = cursor.first_new(head.producer, head.first, head.count)
-        if missing > 0:
-            self.missed += missing
-            log.error(
-                "event %r: %d events were trimmed before this node read them, up to entry %d-%d",
-                stream.event,
-                missing,
-                *at,
-            )
-        elif missing < 0 and start < head.count:
-            self._node.on_state_loss(f"the numbering of event {stream.event!r} went back by {-missing}")
-        if start:
-            self.repeated += start
-        return start
-
-    def _decode(self, head: frame.Frame, blob: bytes | None) -> list[Event]:
-        allow_pickle = self._config.codec == "pickle"
-        return frame.events(head, blob, secret=self._config.secret, allow_pickle=allow_pickle)
-
-    def _fetch(self, head: frame.Frame) -> bytes:
-        value = self._blobs.call(b"GET", self._keys.blob(head.blob or ""))
-        if value is None:
-            self.missed += head.count
-            raise DecodeError(f"the large payload {head.blob} is gone", reason="blob gone")
-        return value  # type: ignore[no-any-return]
-
-    def reject(self, error: DecodeError, what: str) -> None:
-        """Count what is not ours, and log it at most once a second for each reason."""
-        reason = error.__dict__.get("reason", "malformed")
-        self.rejected[reason] += 1
-        self._warn(reason, "%s was rejected: %s", what, error)
-
-    def _warn(self, topic: str, text: str, *args: object) -> None:
-        now = time.monotonic()
-        if now - self._warned.get(topic, -10.0) >= 1.0:
-            self._warned[topic] = now
-            log.warning(text, *args)
-
-    def _merge(self, stream: _Stream, readers: _Readers) -> None:
+    def _merge(self, stream: Stream, readers: Readers) -> None:
         """Join laggards to the shared cursor: the page that all of them took ended with the stream."""
         took = dict(readers.laggards)
         with self._lock:
@@ -441,8 +314,15 @@ class Reader:
                     stream.shared = laggard.cursor
             stream.laggards = left
 
-    def _compare_tails(self) -> None:
-        """After a reconnect: a stream that ends before its cursor, or has counted less, has lost its end."""
+    def _explain_going_back(self, rewinds: int) -> None:
+        """A stream counts from an earlier number: Redis has lost its end, or all of it."""
+        self._node.recover()
+        if self._rewinds == rewinds:  # it is the same run still, and nobody has reported this yet
+            self._compare_tails(self.taker.gone_back)
+        self.taker.gone_back = []
+
+    def _compare_tails(self, known: Sequence[str] = ()) -> None:
+        """A stream that ends before its cursor, or has counted less, has lost its end: it is read again."""
         with self._lock:
             streams = list(self._streams.values())
         if not streams:
@@ -450,14 +330,14 @@ class Reader:
         tails = self._calls.script(
             "tail", (self._keys.streams, *(stream.key for stream in streams)), [stream.event for stream in streams]
         )
-        lost = []
+        lost = list(known)
         for position, stream in enumerate(streams):
             last, count = parse_id(tails[2 * position]), tails[2 * position + 1]
             with self._lock:
-                cursors = self._cursors(stream)
+                cursors = stream.cursors()
                 read = max((cursor.expected or 1) - 1 for cursor in cursors) if cursors else 0
-                if count < read or any((0, 0) != last < cursor.at for cursor in cursors):
-                    lost.append(f"{stream.event!r} ends at event {count}, this node had read up to {read}")
+                if 0 <= count < read or any((0, 0) != last < cursor.at for cursor in cursors):
+                    lost.append(f"event {stream.event!r} ends at {count}, this node had read up to {read}")
                     stream.rewind()
         if lost:
             self._node.on_state_loss("; ".join(lost))

@@ -1,17 +1,20 @@
 #!lua flags=no-writes
 -- Where streams end now. KEYS: streams hash, then streams. ARGV: their event names.
--- Answers for each: the last id ('0-0' when there is no stream), the number of events so far.
+-- Answers for each: the last id ('0-0' when there is no stream), and the number of events so far (-1 when it is not
+-- known, -2 when the key holds no stream).
 local answer = {}
 for i = 2, #KEYS do
-  local last = '0-0'
+  local last, count = '0-0', 0
+  local state = redis.call('HGET', KEYS[1], ARGV[i - 1])
   if redis.call('EXISTS', KEYS[i]) == 1 then
-    local info = redis.call('XINFO', 'STREAM', KEYS[i])
+    local info = redis.pcall('XINFO', 'STREAM', KEYS[i])
+    count = info.err and -2 or -1
     for k = 1, #info, 2 do
       if info[k] == 'last-generated-id' then last = info[k + 1] end
     end
   end
-  local state = redis.call('HGET', KEYS[1], ARGV[i - 1])
+  if state and count ~= -2 then count = tonumber(string.match(state, '^(%d+)')) end
   answer[#answer + 1] = last
-  answer[#answer + 1] = tonumber(state and string.match(state, '^(%d+)') or '0')
+  answer[#answer + 1] = count
 end
 return answer

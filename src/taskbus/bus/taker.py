@@ -1,0 +1,150 @@
+"""What the reader does with the entries it has read: whose they are, who has seen them, what is missing before them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from taskbus import frame
+from taskbus.bus.cursor import parse_id
+from taskbus.errors import BusDenied, DecodeError
+
+if TYPE_CHECKING:
+    from taskbus.bus.cursor import Cursor, EntryId
+    from taskbus.bus.keys import Keys
+    from taskbus.bus.streams import Readers, Stream
+    from taskbus.bus.wire import Calls
+    from taskbus.config import RouterConfig
+    from taskbus.types import Event, Sink
+
+__all__ = ["Admission", "Taker"]
+
+log = logging.getLogger("taskbus")
+
+
+class Admission(Protocol):
+    """What the reader asks of the node it reads for."""
+
+    producer: str
+
+    def matches(self, only_to: tuple[str, ...]) -> bool: ...
+
+    def recover(self) -> None: ...
+
+    def on_inbox(self, fields: dict[bytes, bytes]) -> None: ...
+
+    def offer(self, event: str, events: Sequence[Event], start: int, nbytes: int) -> bool: ...
+
+    def is_pending(self, event: str) -> bool: ...
+
+    def merge(self, sink: Sink, cursor: Cursor) -> bool: ...
+
+    def on_state_loss(self, why: str) -> None: ...
+
+    def is_listened(self, event: str) -> bool: ...
+
+
+class Taker:
+    """Hands the new events of a page to whoever wants them, and counts the rest."""
+
+    def __init__(self, config: RouterConfig, keys: Keys, blobs: Calls, node: Admission) -> None:
+        self._config = config
+        self._keys = keys
+        self._blobs = blobs
+        self._node = node
+        self._warned: dict[str, float] = {}
+        self.rejected: Counter[str] = Counter()
+        self.delivered = self.missed = self.repeated = 0
+        self.gone_back: list[str] = []
+        """Which streams turned out to count from an earlier number, in words."""
+
+    def take(self, stream: Stream, readers: Readers, entries: Sequence[Any]) -> None:
+        cursors = readers.cursors()
+        for entry_id, fields in entries:
+            at = parse_id(entry_id)
+            try:
+                self._take_entry(stream, readers, at, fields)
+            except DecodeError as error:
+                self.reject(error, f"entry {entry_id.decode()} of event {stream.event!r}")
+            for cursor in cursors:
+                cursor.at = max(cursor.at, at)
+
+    def _take_entry(self, stream: Stream, readers: Readers, at: EntryId, fields: list[bytes] | None) -> None:
+        if not fields or len(fields) != 2 or fields[0] != b"f":
+            raise DecodeError("not a frame", reason="foreign")
+        head = frame.unpack(
+            fields[1], max_size=self._config.max_payload, secret=self._config.secret, scope=stream.key.decode()
+        )
+        wanted = self._node.matches(head.only_to)
+        own = head.producer == self._node.producer
+        shared = readers.shared if readers.shared is not None and readers.shared.at < at else None
+        laggards = [(laggard, cursor) for laggard, cursor in readers.laggards if cursor.at < at]
+        listened = shared is not None and not own and self._node.is_listened(stream.event)
+        # Fetched before any cursor notes the frame: if that fails, the entry is read again.
+        blob = self._fetch(head) if head.blob and wanted and (listened or laggards) else None
+        events: list[Event] | None = None
+        nbytes = max(len(fields[1]), head.blob_size)
+        if shared is not None:
+            start = self._admit(stream, shared, at, head)
+            if start < head.count and wanted and listened:
+                events = self._decode(head, blob)
+                self.delivered += len(events) - start
+                self._offer(stream, events, start, nbytes)
+        for laggard, cursor in laggards:
+            start = self._admit(stream, cursor, at, head)
+            if start < head.count and wanted:
+                events = self._decode(head, blob) if events is None else events
+                laggard.offer(events, start, nbytes)
+
+    def _offer(self, stream: Stream, events: Sequence[Event], start: int, nbytes: int) -> None:
+        if not self._node.offer(stream.event, events, start, nbytes):
+            stream.paused = True
+            if not self._node.is_pending(stream.event):
+                stream.paused = False  # there was room again before the pause was noted
+
+    def _admit(self, stream: Stream, cursor: Cursor, at: EntryId, head: frame.Frame) -> int:
+        missing = cursor.pass_over(at[1], head.count)
+        start = cursor.first_new(head.producer, head.first, head.count)
+        if missing > 0:
+            self.missed += missing
+            log.error(
+                "event %r: %d events were trimmed before this node read them, up to entry %d-%d",
+                stream.event,
+                missing,
+                *at,
+            )
+        elif missing < 0 and start < head.count:
+            self.gone_back.append(
+                f"event {stream.event!r} is counted from {at[1]} again, this node had read up to {at[1] - missing - 1}"
+            )
+        if start:
+            self.repeated += start
+        return start
+
+    def _decode(self, head: frame.Frame, blob: bytes | None) -> list[Event]:
+        allow_pickle = self._config.codec == "pickle"
+        return frame.events(head, blob, secret=self._config.secret, allow_pickle=allow_pickle)
+
+    def _fetch(self, head: frame.Frame) -> bytes:
+        try:
+            value = self._blobs.call(b"GET", self._keys.blob(head.blob or ""))
+        except BusDenied as error:
+            raise DecodeError(f"the large payload cannot be read: {error}", reason="blob gone") from error
+        if value is None:
+            raise DecodeError(f"the large payload {head.blob} is gone", reason="blob gone")
+        return value  # type: ignore[no-any-return]
+
+    def reject(self, error: DecodeError, what: str) -> None:
+        """Count what is not ours, and log it at most once a second for each reason."""
+        reason = error.__dict__.get("reason", "malformed")
+        self.rejected[reason] += 1
+        self.warn(reason, "%s was rejected: %s", what, error)
+
+    def warn(self, topic: str, text: str, *args: object, every: float = 1.0) -> None:
+        now = time.monotonic()
+        if now - self._warned.get(topic, -every) >= every:
+            self._warned[topic] = now
+            log.warning(text, *args)
