@@ -12,6 +12,7 @@ from redis.backoff import NoBackoff
 from redis.connection import parse_url
 from redis.retry import Retry
 
+from taskbus.bus.sentinel import ASK_TIMEOUT, PrimaryConnection, parse_sentinel_url
 from taskbus.config import hide_password
 from taskbus.errors import BusDenied, BusError, BusUnavailable, ConfigError
 
@@ -21,7 +22,6 @@ MEMORY_SERVERS: dict[str, Any] = {}
 """The in-process servers of ``memory://name``, by name; they live as long as the process."""
 
 _LATER = {
-    "redis+sentinel": "Redis Sentinel is not supported yet; give the address of the primary as redis://host:port/db",
     "redis+cluster": "Redis Cluster is not supported yet; give one server as redis://host:port/db",
 }
 
@@ -38,9 +38,13 @@ class Target:
             )
         if scheme in _LATER:
             raise ConfigError(f"{_LATER[scheme]} (given: {hide_password(url)})")
-        if scheme not in ("redis", "rediss", "unix", "memory"):
-            raise ConfigError(f"unknown scheme {scheme}:// of the bus; known: redis, rediss, unix, memory")
+        if scheme not in ("redis", "rediss", "unix", "redis+sentinel", "memory"):
+            raise ConfigError(
+                f"unknown scheme {scheme}:// of the bus; known: redis, rediss, unix, redis+sentinel, memory"
+            )
         self.in_process = scheme == "memory"
+        self.moves = 0
+        """How often a server said that it is no primary; connections from before are opened anew."""
         self.shared_socket = scheme != "rediss"  # a TLS session may not be read and written by two threads at once
         self._timeout = connect_timeout
         self.patience = connect_timeout + 0.1
@@ -48,6 +52,12 @@ class Target:
         if self.in_process:
             self.where = f"memory://{rest}"
             self._kind, self._settings = _memory(rest)
+            return
+        if scheme == "redis+sentinel":
+            self._kind, self._settings = PrimaryConnection, parse_sentinel_url(url, hide_password(url))
+            hosts = ",".join(f"{host}:{port}" for host, port in self._settings["sentinels"])
+            self.where = f"the primary of {self._settings['service']!r} (sentinels {hosts})"
+            self.patience += len(self._settings["sentinels"]) * ASK_TIMEOUT
             return
         try:
             self._settings = parse_url(url)  # type: ignore[no-untyped-call]

@@ -93,6 +93,7 @@ class Wire:
         self.timeout = timeout
         self.deadline: float | None = None
         self._opening: _Opening | None = None
+        self._moves = 0
         self._connection: Any = None
         self._socket: Any = None
         self._reader: Any = None
@@ -100,11 +101,13 @@ class Wire:
 
     @property
     def is_open(self) -> bool:
-        """Whether the last use of it did not fail."""
-        return self._connection is not None
+        """Whether the last use of it did not fail, and the server is still the one to talk to."""
+        return self._connection is not None and self._moves == self.target.moves
 
     def open(self) -> None:
         """Connect and log in; raises ``BusUnavailable`` or ``BusDenied``."""
+        self.close()
+        self._moves = self.target.moves
         if self.target.in_process:
             connection: Any = self.target.connection()
             try:
@@ -200,6 +203,8 @@ class Wire:
     def check(self, reply: Any, what: str = "") -> Any:
         """The reply, or what it means raised when it is an error; ``what`` was asked for."""
         if isinstance(reply, Exception):
+            if isinstance(reply, driver.ReadOnlyError):
+                self.target.moves += 1  # no primary any more: every wire looks for the new one
             raise self.explain(reply, what) from reply
         return reply
 
