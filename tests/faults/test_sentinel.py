@@ -52,7 +52,7 @@ def sentinel_port(primary: RedisServer, replica: RedisServer, tmp_path: Path) ->
 
 
 def _knows_replica(port: int) -> bool:
-    client = redis.Redis(port=port, retry=None, protocol=2, socket_timeout=1.0)
+    client: Any = redis.Redis(port=port, protocol=2, socket_timeout=1.0)
     try:
         return bool(client.execute_command("SENTINEL", "REPLICAS", "main"))
     except redis.RedisError:
