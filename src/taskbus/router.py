@@ -14,7 +14,7 @@ from typing import Any, Self
 from taskbus.bus.life import Life
 from taskbus.config import RouterConfig, check_name
 from taskbus.dispatch import ErrorBox, EventLoop, Listener, Waiter
-from taskbus.errors import ConfigError, NotStarted, RunFinished, WaitTimeout
+from taskbus.errors import BusUnavailable, ConfigError, NotStarted, RunFinished, WaitTimeout
 from taskbus.types import Event, FinishInfo, Labels, NodeInfo, RouterStats, Since, Sink
 
 __all__ = ["Router", "activate", "active_router"]
@@ -330,9 +330,9 @@ class Router:
         deadline = time.monotonic() + timeout
         while True:
             waiter = Waiter("taskbus.node_joined")
-            self.subscribe(waiter)
             remove = self.on_finish(lambda info, waiter=waiter: waiter.cancel())  # type: ignore[misc]
             try:
+                self.subscribe(waiter)
                 found = self.nodes(patterns)
                 if len(found) >= count:
                     return found
@@ -341,6 +341,8 @@ class Router:
                     f"{len(found)} of {count} nodes are there" + (f" that match {patterns!r}" if patterns else ""),
                 )
                 waiter.wait(min(deadline, time.monotonic() + self.config.lease))
+            except BusUnavailable as error:
+                self._check_wait(deadline, str(error))  # Redis being away ends no wait
             finally:
                 remove()
                 self.unsubscribe(waiter)

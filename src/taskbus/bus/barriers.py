@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from taskbus.errors import WaitTimeout
+from taskbus.errors import BusUnavailable, WaitTimeout
 
 if TYPE_CHECKING:
     from taskbus.bus.registry import Registry
@@ -39,7 +39,8 @@ class Barriers:
     def wait(self, name: str, count: int, deadline: float, check: Callable[[float, str], None]) -> None:
         """Return when ``count`` live nodes have arrived.
 
-        ``check(deadline, what)`` raises what ends the wait early, ``WaitTimeout`` at the deadline among it.
+        ``check(deadline, what)`` raises what ends the wait early, ``WaitTimeout`` at the deadline among it; Redis being
+        away does not.
         """
         registry = self._registry
         arrival = secrets.token_hex(4)
@@ -48,15 +49,27 @@ class Barriers:
             turn = self._turn
             if epoch != registry.epoch:
                 ticket, epoch = "", registry.epoch
-            is_open, ticket, here = registry.arrive(name, count, ticket, arrival)
+            try:
+                patience = max(1.0, deadline - time.monotonic())
+                is_open, ticket, here = registry.arrive(name, count, ticket, arrival, patience)
+            except BusUnavailable as error:
+                check(deadline, str(error))
+                continue  # each attempt takes its time
             if is_open:
                 return
             try:
                 check(deadline, f"{len(here)} of {count} nodes are at barrier {name!r}: {', '.join(here)}")
             except WaitTimeout:
-                if registry.withdraw(name, ticket):
+                if self._is_open_after_all(name, ticket):
                     return
                 raise
             timeout = min(deadline - time.monotonic(), self._look_again)
             with self._news:
                 self._news.wait_for(lambda turn=turn: self._turn != turn, max(0.0, timeout))  # type: ignore[misc]
+
+    def _is_open_after_all(self, name: str, ticket: str) -> bool:
+        """Give up, unless the last node has arrived meanwhile."""
+        try:
+            return self._registry.withdraw(name, ticket)
+        except BusUnavailable:
+            return False

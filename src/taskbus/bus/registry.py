@@ -179,18 +179,19 @@ class Registry:
         gone = self._calls.script("sweep", (self._keys.nodes, self._keys.labels), (self._keys.prefix,))
         return [node_id.decode() for node_id in gone]
 
-    def arrive(self, name: str, count: int, ticket: str, arrival: str) -> tuple[bool, str, list[str]]:
+    def arrive(self, name: str, count: int, ticket: str, arrival: str, timeout: float) -> tuple[bool, str, list[str]]:
         """Be at a barrier: whether it is open, its generation, and who is there.
 
-        ``arrival`` names this arrival, so that a repeated attempt of it is no second one.
+        ``arrival`` names this arrival, so that a repeated attempt of it is no second one; ``timeout`` is in seconds.
         """
         args = (self._keys.prefix, name, self.node_id, count, self._ttl, ticket, self.producer, arrival)
-        answer = self._calls.script("barrier", (self._keys.barrier(name),), args)
+        limit = min(timeout, self._config.op_timeout)
+        answer = self._calls.script("barrier", (self._keys.barrier(name),), args, timeout=limit)
         return bool(answer[0]), answer[1].decode(), sorted(node_id.decode() for node_id in answer[2:])
 
     def withdraw(self, name: str, ticket: str) -> bool:
         """Give up at a barrier; true when it has opened meanwhile."""
-        return bool(self._calls.script("withdraw", (self._keys.barrier(name),), (self.node_id, ticket)))
+        return bool(self._calls.script("withdraw", (self._keys.barrier(name),), (self.node_id, ticket), timeout=1.0))
 
     def check(self, turn: int) -> bool:
         """Verify one thing about this node in Redis, another at each turn; false when it is not as it should be."""
