@@ -1,0 +1,153 @@
+"""What grows stops growing, what is left behind disappears, and who is idle costs next to nothing."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taskbus.router import Router
+from taskbus.task import Task
+from taskbus.testing import RedisServer, until
+from tests.contract.conftest import Collected, Join, plain_client
+
+
+def kept(client: Any, run_id: str, event: str) -> int:
+    return int(client.xlen(f"taskbus:{{{run_id}}}:events:{event}"))
+
+
+def test_a_stream_keeps_the_last_events_and_says_how_many_a_late_reader_missed(
+    join: Join, redis_url: str, run_id: str
+) -> None:
+    a, b = join(retention_events=100), join()
+    for number in range(1000):
+        a.emit("x", number)
+        a.sync()
+    got = Collected()
+    b.on("x", got, since="start")
+    until(lambda: got and got[-1] == 999)
+    assert 100 <= len(got) <= 125  # whole eighths are trimmed
+    assert got == list(range(1000 - len(got), 1000))
+    with plain_client(redis_url) as client:
+        assert kept(client, run_id, "x") == len(got)
+
+
+def test_large_payloads_are_bounded_by_bytes_and_go_with_their_events(join: Join, redis_url: str, run_id: str) -> None:
+    a, b = join(retention_bytes=1_000_000, blob_threshold=10_000), join()
+    for number in range(100):
+        a.emit("big", number, bytes([number]) * 50_000)
+        a.sync()
+    with plain_client(redis_url) as client:
+        blobs = len(list(client.scan_iter(f"taskbus:{{{run_id}}}:blob:*")))
+        assert 20 <= blobs <= 24
+        assert kept(client, run_id, "big") == blobs
+        assert client.llen(f"taskbus:{{{run_id}}}:blobs:big") == blobs
+    got = Collected()
+    b.on("big", lambda number, data: got((number, data)), since="start")
+    until(lambda: got and got[-1][0] == 99)
+    assert got == [(number, bytes([number]) * 50_000) for number in range(100 - blobs, 100)]
+
+
+def test_old_events_go_with_time(join: Join, redis_url: str, run_id: str) -> None:
+    a, b = join(retention_seconds=0.4, blob_threshold=1000), join()
+    a.emit("x", "old", b"x" * 5000)
+    a.emit("y", "old")
+    a.sync()
+    began = time.monotonic()
+    until(lambda: time.monotonic() > began + 0.6)
+    a.emit("x", "new")
+    a.sync()
+    got = Collected()
+    b.on("x", got, since="start")
+    until(lambda: got)
+    assert got == ["new"]
+    with plain_client(redis_url) as client:
+        until(lambda: not client.exists(f"taskbus:{{{run_id}}}:events:y"), 10, "a stream that is not written to goes")
+        assert not list(client.scan_iter(f"taskbus:{{{run_id}}}:blob:*"))
+    a.emit("y", "again")
+    again = Collected()
+    b.on("y", again, since="start")
+    until(lambda: again)
+    assert again == ["again"]
+    assert b.stats().missed == 0
+
+
+def test_every_key_has_a_time_to_live_while_the_run_goes_on_and_after_it(
+    join: Join, redis_url: str, run_id: str
+) -> None:
+    settings: dict[str, Any] = {"run_ttl": 100, "finish_ttl": 50, "retention_seconds": 30, "blob_threshold": 1000}
+    a, b = join(labels="learner", **settings), join(labels={"x", "y"}, **settings)
+    b.on("x", Collected())
+    b.on("x", Collected(), since="start")
+    a.emit("x", b"x" * 5000)
+    a.emit("taskbus_like", transient=True)
+    a.add_labels(frozenset({"late"}))
+    a.sync()
+
+    def lives(client: Any) -> dict[str, int]:
+        keys = list(client.scan_iter(f"taskbus:{{{run_id}}}:*"))
+        return {key.decode(): client.pttl(key) for key in keys}
+
+    with plain_client(redis_url) as client:
+        found = lives(client)
+        assert len(found) > 15
+        assert {key: life for key, life in found.items() if not 0 < life <= 100_000} == {}
+        a.finish()
+        a.stop()
+        b.stop()
+        found = lives(client)
+        assert {key: life for key, life in found.items() if life <= 0} == {}
+        shared = [f"taskbus:{{{run_id}}}:{name}" for name in ("finish", "epoch")]
+        assert all(found[key] <= 50_000 for key in shared)
+        assert not [key for key in found if ":node:" in key and not key.endswith(":owner")]
+
+
+@pytest.mark.alone
+def test_an_idle_node_costs_at_most_one_command_a_second(redis_server: RedisServer) -> None:
+    """Commands inside scripts count."""
+    with redis_server.client() as client, Router(redis_server.url, labels={"a", "b"}) as router:
+        task = Task().start(router=router)
+        for event in ("x", "y", "z"):
+            task.on(event, Collected())
+        task.wait_for("answer", timeout=0, since="last")
+
+        def commands() -> tuple[float, int]:
+            return time.monotonic(), client.info("stats")["total_commands_processed"]
+
+        began, before = commands()
+        until(lambda: time.monotonic() > began + 12, 20)
+        ended, after = commands()
+        assert after - before - 1 <= ended - began + 2
+        task.request_leave()
+        task.stop()
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def test_memory_does_not_grow_with_the_length_of_a_run(join: Join, redis_url: str, run_id: str) -> None:
+    a, b = join(retention_events=500), join()
+    count = Collected()
+    b.on("x", lambda value: None)
+    b.on("end", count)
+
+    def pour(events: int) -> None:
+        for number in range(events):
+            a.emit("x", {"number": number, "text": "some text" * 10})
+            if number % 100 == 0:
+                a.sync()
+        a.sync()
+        ends = len(count)
+        a.emit("end")
+        until(lambda: len(count) > ends, 20)
+
+    pour(5_000)
+    before = resident()
+    pour(15_000)
+    assert resident() - before < 12_000_000
+    with plain_client(redis_url) as client:
+        assert kept(client, run_id, "x") <= 700
+        assert len(client.hget(f"taskbus:{{{run_id}}}:streams", "x")) < 1000
