@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import time
 import tracemalloc
+from collections import Counter, OrderedDict
 from typing import Any
 
 import numpy as np
@@ -12,21 +13,8 @@ import orjson
 import pytest
 
 from taskbus.codec import decode, encode
-from taskbus.errors import DecodeError
-from tests.unit.payloads import join
-
-ran: list[str] = []
-
-
-def go_off(what: str) -> None:
-    ran.append(what)
-
-
-class Bomb:
-    """Leaves a trace when its pickle is loaded."""
-
-    def __reduce__(self) -> Any:
-        return go_off, ("boom",)
+from taskbus.errors import DecodeError, EncodeError
+from tests.unit.payloads import Bomb, join, ran
 
 
 def reason(text: bytes, *buffers: bytes) -> str:
@@ -170,7 +158,8 @@ def test_a_tag_with_nonsense_is_an_error(tree: list[Any]) -> None:
         (["!x", "Nobody", 1], "Nobody"),
         (["!x", "os.system", "true"], "os.system"),
         (["!x", "builtins.eval", "1"], "builtins.eval"),
-        (["!x", None], "None"),
+        (["!x", None], "NoneType"),
+        (["!x", [["Color"]]], "list"),
         (["!zi", "Mars/Crater"], "ZoneInfo"),
         (["!zi", "../../etc/passwd"], "ZoneInfo"),
         (["!new"], "!new"),
@@ -269,6 +258,13 @@ def test_a_flood_of_equal_hashes_is_refused_at_once(tag: str) -> None:
     start = time.perf_counter()
     assert reason(text) == "malformed"
     assert time.perf_counter() - start < 5
+
+
+def test_a_crowd_of_equal_hashes_is_refused_where_it_is_emitted_too() -> None:
+    keys = [k * (2**61 - 1) for k in range(1, 1100)]
+    for value in (set(keys), frozenset(keys), dict.fromkeys(keys), OrderedDict.fromkeys(keys), Counter(keys)):
+        with pytest.raises(EncodeError, match=r"args\[0\]\[0\]: .*keys with the same hash"):
+            encode(([value],), {})
 
 
 def test_many_keys_with_usual_hashes_arrive() -> None:

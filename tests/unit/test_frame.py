@@ -14,8 +14,7 @@ import pytest
 from taskbus import frame
 from taskbus.codec import encode, encode_pickle
 from taskbus.errors import ConfigError, DecodeError
-from tests.unit.payloads import join, same
-from tests.unit.test_codec_safety import Bomb, ran
+from tests.unit.payloads import Bomb, join, ran, same
 
 LARGEST = 1 << 20
 EVENTS: list[Any] = [((1, np.arange(5.0)), {}), ((), {"x": "y"}), ((b"abc", b"", bytearray(b"d")), {"k": (1,)})]

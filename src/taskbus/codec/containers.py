@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Set
 from math import isfinite
 from typing import Any
 
@@ -68,8 +69,14 @@ def _read_tuple(tree: list[Any], reader: TreeReader) -> tuple[Any, ...]:
     return tuple(reader.items(tree, 1))
 
 
+def _write_members(tag: str, value: Set[Any], writer: TreeWriter) -> list[Any]:
+    members = list(value)
+    writer.spread(members)
+    return writer.items([tag], members, "{{item {}}}")
+
+
 def _write_set(value: set[Any], writer: TreeWriter) -> list[Any]:
-    return writer.items(["!s"], value, "{{item {}}}")
+    return _write_members("!s", value, writer)
 
 
 def _read_set(tree: list[Any], reader: TreeReader) -> set[Any]:
@@ -77,7 +84,7 @@ def _read_set(tree: list[Any], reader: TreeReader) -> set[Any]:
 
 
 def _write_frozenset(value: frozenset[Any], writer: TreeWriter) -> list[Any]:
-    return writer.items(["!fs"], value, "{{item {}}}")
+    return _write_members("!fs", value, writer)
 
 
 def _read_frozenset(tree: list[Any], reader: TreeReader) -> frozenset[Any]:

@@ -204,7 +204,8 @@ def _read(tree: list[Any], reader: TreeReader) -> Any:
     name = tree[1]
     read = _reads.get(name) if type(name) is str else None
     if read is None:
-        raise DecodeError(f"type {name!s:.60} is not registered here", reason="unknown type", type_name=f"{name!s:.60}")
+        shown = name[:60] if type(name) is str else type(name).__name__
+        raise DecodeError(f"type {shown!r} is not registered here", reason="unknown type", type_name=shown)
     return read(tree, reader)
 
 

@@ -48,7 +48,9 @@ def _read(tree: list[Any], reader: TreeReader) -> Any:
     torch: Any = sys.modules.get("torch")
     dtype = _dtypes(torch).get(name) if torch is not None else None
     if dtype is None:
-        what = f"this torch has no {name!s:.20}" if torch is not None else "torch is not imported in this process"
+        what = (
+            f"this torch has no dtype {name[:20]!r}" if torch is not None else "torch is not imported in this process"
+        )
         raise DecodeError(f"a tensor arrived, and {what}", reason="unknown type", type_name="torch.Tensor")
     raw = reader.take()
     if type(shape) is not list or len(shape) > 64 or any(type(n) is not int or n < 0 for n in shape):

@@ -64,6 +64,11 @@ class Refused(Exception):
         return "".join(reversed(self.steps))
 
 
+def is_crowded(keys: Sequence[Hashable]) -> bool:
+    """So many keys have the same hash that a set or dict of them takes quadratic time."""
+    return len(keys) > _MANY_KEYS and max(Counter(map(hash, keys)).values()) > _SAME_HASH
+
+
 def malformed(what: str) -> DecodeError:
     """The error for a tree that no writer of ours wrote."""
     return DecodeError(f"malformed payload: {what}", reason="malformed")
@@ -127,6 +132,7 @@ class TreeWriter:
         """Append key, value, key, value ... to ``tree``."""
         items = list(items)
         self.spend(2 * len(items))
+        self.spread([key for key, _ in items])
         key, in_key = None, True
         try:
             for key, value in items:
@@ -152,6 +158,11 @@ class TreeWriter:
             refused.steps.append(step.format(name))
             raise
         return tree
+
+    def spread(self, keys: Sequence[Hashable]) -> None:
+        """Refuse keys that no reader would take."""
+        if is_crowded(keys):
+            raise Refused(f"more than {_SAME_HASH} keys with the same hash are not encodable")
 
     def spend(self, count: int) -> None:
         """Count values, so that a few lists that share one another cannot fill the memory."""
@@ -212,7 +223,7 @@ class TreeReader:
 
     def hashable(self, keys: list[Hashable]) -> list[Hashable]:
         """``keys``, when a set or dict of them costs what it should: no repeats, no flood of equal hashes."""
-        if len(keys) > _MANY_KEYS and max(Counter(map(hash, keys)).values()) > _SAME_HASH:
+        if is_crowded(keys):
             raise malformed("too many keys with the same hash")
         if len(set(keys)) != len(keys):
             raise malformed("a key comes twice")
