@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from taskbus.demo import main
 from taskbus.testing import until
 
 Demo = Callable[..., "subprocess.Popen[str]"]
@@ -111,6 +112,18 @@ def test_a_signal_ends_all_of_it_without_a_traceback(demo: Demo, number: signal.
     out, err = process.communicate(timeout=15)
     assert process.returncode == code
     assert "Traceback" not in err + out
+
+
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    assert main([]) == 1
+    assert capsys.readouterr().err == "taskbus demo needs gymnasium: pip install 'taskbus[demo]'\n"
+
+
+def test_the_command_can_be_read_without_what_the_job_needs() -> None:
+    script = "import sys, taskbus.demo.command; print({'gymnasium', 'matplotlib', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_what_makes_no_sense_is_refused_before_anything_is_started(demo: Demo) -> None:

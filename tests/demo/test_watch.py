@@ -53,7 +53,8 @@ def a_member(tmp_path: Path) -> Iterator[Callable[[str, str], Member]]:
 
     def start(role: str, command: str) -> Member:
         ended = threading.Event()
-        member = Member(role, f"{role}-1", ["sh", "-c", command], tmp_path / "log", lambda _: ended.set())
+        name = f"{role}-{len(members) + 1}"
+        member = Member(role, name, ["sh", "-c", command], tmp_path / "log", lambda _: ended.set())
         members.append(member)
         assert ended.wait(20)
         return member

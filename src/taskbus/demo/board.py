@@ -38,6 +38,7 @@ class Board:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._started = monotonic()
+        self._ended: float | None = None
         self._rate: deque[tuple[float, int]] = deque([(self._started, 0)])
         self.steps = 0
         self.updates = 0
@@ -47,8 +48,12 @@ class Board:
 
     @property
     def seconds(self) -> float:
-        """Since the board was made."""
-        return monotonic() - self._started
+        """From when the board was made to the end of the run, or to now."""
+        return (self._ended or monotonic()) - self._started
+
+    def end(self) -> None:
+        """The run is over: time stands still."""
+        self._ended = monotonic()
 
     def heard_progress(self, steps: int, updates: int, training_return: float) -> None:
         """A report of the learner: steps it trained on, trajectories it took (answered by weights), its returns."""

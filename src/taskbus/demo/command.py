@@ -20,6 +20,7 @@ from taskbus.config import RouterConfig, hide_password
 from taskbus.demo.board import Board
 from taskbus.demo.crew import Crew
 from taskbus.demo.display import Display, open_display
+from taskbus.demo.goal import EPISODES
 from taskbus.demo.watch import Watch
 from taskbus.errors import TaskbusError
 
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; returns its exit code: 0 solved, 1 not, 2 wrong arguments, 130 after Ctrl-C."""
     options = _parser().parse_args(argv)
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
-        print(f"taskbus demo: {', '.join(missing)} missing; install taskbus[demo]", file=sys.stderr)
+        print(f"taskbus demo needs {', '.join(missing)}: pip install 'taskbus[demo]'", file=sys.stderr)
         return 1
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -134,14 +135,13 @@ def _train(options: argparse.Namespace, router: Router, board: Board, display: D
 
 
 def _report(options: argparse.Namespace, board: Board, failure: str) -> int:
-    from taskbus.demo.evaluator import EPISODES
-    from taskbus.demo.plot import save_curve
-
     solved = board.solved
     if solved is not None:
         mean = f"mean return {solved.mean_return:.1f} over {EPISODES} episodes"
-        print(f"Solved in {board.seconds:.0f} s and {solved.steps:,} steps: {mean}.")
+        print(f"Solved in {board.seconds:.0f} s and {solved.steps:,} steps: {mean}.", flush=True)
     if board.evaluations:
+        from taskbus.demo.plot import save_curve  # late: its first import on a machine takes some seconds
+
         print(f"Learning curve: {save_curve(board, options.out / 'learning-curve.png')}")
     if failure:
         print(f"taskbus demo: {failure}", file=sys.stderr)

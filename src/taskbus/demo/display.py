@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from taskbus.demo.board import Board, Seat
-from taskbus.demo.evaluator import SOLVED
+from taskbus.demo.goal import SOLVED
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -9,15 +9,12 @@ from collections.abc import Callable
 from statistics import mean
 
 from taskbus import task
+from taskbus.demo.goal import EPISODES, SOLVED
 from taskbus.demo.playing import Player
 from taskbus.demo.policy import Policy
 from taskbus.demo.weights import PlayerContext, fetch_weights
 
-__all__ = ["EPISODES", "SOLVED", "main"]
-
-EPISODES = 20
-SOLVED = 475.0
-"""The mean return at which CartPole-v1 counts as solved; 500 is the most that an episode can bring."""
+__all__ = ["main"]
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from taskbus.demo.board import Board
-from taskbus.demo.evaluator import EPISODES, SOLVED
+from taskbus.demo.goal import EPISODES, SOLVED
 
 __all__ = ["save_curve"]
 

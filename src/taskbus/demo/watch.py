@@ -54,6 +54,7 @@ class Watch:
             self.display.show(self.board)
             if monotonic() >= deadline:
                 self._fail(f"not solved within {timeout:g} s: the best mean return was {self.board.best:.1f}")
+        self.board.end()
         if self._finish is not None and not self._solved.wait(_GRACE):
             self.failure = f"the run was finished by node {self._finish.node!r} ({self._finish.reason})"
         self.display.show(self.board)
