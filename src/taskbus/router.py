@@ -108,7 +108,7 @@ class Router:
                 raise ConfigError(f"{self!r} is started already")
             if self._life is not None:
                 self.loop = EventLoop(self.loop.name)
-            life = Life(self.config, self.loop)
+            life = self._new_life()
             life.on_fenced = self.request_leave
             life.start()
             self._life = life
@@ -122,6 +122,9 @@ class Router:
                 self.config.run_id,
             )
         return self
+
+    def _new_life(self) -> Life:
+        return Life(self.config, self.loop)
 
     def stop(self, timeout: float | None = None) -> int:
         """Deliver and flush what was emitted, leave the run, end every thread.

@@ -1,4 +1,4 @@
-"""What tests of programs on taskbus need: waiting for a condition, and a real server that can be hurt."""
+"""What tests of programs on taskbus need: waiting for a condition, nodes and real servers that can be hurt."""
 
 from __future__ import annotations
 
@@ -7,51 +7,22 @@ import random
 import shutil
 import signal
 import socket
-import threading
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import Self
 from urllib.parse import quote
 
 import redis
 
 from taskbus.bus.embedded import private_directory
 from taskbus.bus.server import ServerProcess, find_server, server_version
-from taskbus.errors import BusUnavailable, ConfigError, NotStarted, WaitTimeout
+from taskbus.errors import BusUnavailable, ConfigError, NotStarted
+from taskbus.linked import Emitted, LinkedNode, LinkedNodes
+from taskbus.until import until
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["RedisServer", "until"]
-
-T = TypeVar("T")
+__all__ = ["Emitted", "LinkedNode", "LinkedNodes", "RedisServer", "until"]
 
 _SERVER = "TASKBUS_TEST_REDIS_SERVER"
 _PORTS_TO_TRY = 5
-
-
-def until(cond: Callable[[], T], timeout: float = 5.0, what: str = "") -> T:
-    """Look at ``cond()`` until it is true, and return its value.
-
-    Args:
-        cond: Looked at at once, then at growing distances of at most 20 ms; what it raises passes through.
-        timeout: Seconds on the monotonic clock; it is looked at once more when they are over.
-        what: The condition in words, for the error: ``"b hears finish"``.
-
-    Raises:
-        WaitTimeout: It did not become true in time.
-    """
-    deadline = time.monotonic() + timeout
-    pause, never = 0.001, threading.Event()
-    while True:
-        late = time.monotonic() >= deadline
-        value = cond()
-        if value:
-            return value
-        if late:
-            raise WaitTimeout(f"not within {timeout:g} s: {what or repr(cond)}", timeout=timeout)
-        never.wait(min(pause, max(0.0, deadline - time.monotonic())))
-        pause = min(2 * pause, 0.02)
 
 
 class RedisServer:

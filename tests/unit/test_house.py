@@ -38,8 +38,10 @@ HOUSE = [
     "task",
     "parallel",
     "proxy",
+    "until",
+    "seam",
+    "linked",
     "testing",
-    "pytest_plugin",
     "",  # taskbus/__init__.py
     "demo",
     "cli",

@@ -43,8 +43,15 @@ class Channels:
         self._probed = 0.0
         self._turn = 0
         self.probe_channel = b""
+        self.echo = b""
+        """The last message of this node's channel that began so; all messages before it were delivered. For tests."""
         self.gaps = 0
         self.sign_of_life = time.monotonic()
+
+    @property
+    def is_used(self) -> bool:
+        """Whether anything was ever subscribed; without that there is no thread and no connection."""
+        return self._thread is not None
 
     def subscribe(self, event: str, timeout: float) -> None:
         """Return when messages on the channel of ``event`` arrive here."""
@@ -152,6 +159,8 @@ class Channels:
         elif kind == b"message" and channel != self.probe_channel:
             self._deliver(self._keys.event_of(channel), message[2])
             return
+        elif kind == b"message" and message[2].startswith(b"echo"):
+            self.echo = message[2]
         self._add_wanted()
 
     def _add_wanted(self) -> None:

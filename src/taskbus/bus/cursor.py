@@ -71,6 +71,10 @@ class Cursor:
         self.seen[producer] = first + count - 1
         return max(0, last - first + 1)
 
+    def has_passed(self, number: int) -> bool:
+        """Whether the event of that number lies behind; true for a cursor that has seen no entry yet."""
+        return self.expected is None or self.expected > number
+
     def rewound(self) -> Cursor:
         """A cursor that reads all again that is there, knowing what was seen.
 

@@ -42,12 +42,12 @@ _ENDS_OF_NODES = ("taskbus.node_left", "taskbus.node_failed")
 class Life:
     """What runs between ``start`` and ``stop`` of a router; never started twice."""
 
-    def __init__(self, config: RouterConfig, loop: EventLoop) -> None:
+    def __init__(self, config: RouterConfig, loop: EventLoop, target: Target | None = None) -> None:
         self.config = config
         self.loop = loop
         self.pid = os.getpid()
         self.producer = secrets.token_hex(8)
-        self.target = Target(config.url, config.connect_timeout)
+        self.target = target or Target(config.url, config.connect_timeout)
         self.keys = Keys(config.run_id)
         self._encode = codec.encode_pickle if config.codec == "pickle" else codec.encode
         self._ended = threading.Event()

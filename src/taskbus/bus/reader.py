@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from taskbus.bus.cursor import Cursor, EntryId, format_id, parse_id
@@ -171,6 +171,16 @@ class Reader:
         return any(
             stream.paused or any(laggard.rest for laggard in stream.laggards) for stream in list(self._streams.values())
         )
+
+    def has_read(self, counts: Mapping[str, int]) -> bool:
+        """Whether it waits for news, and has handed over all events up to these numbers of each name; for tests."""
+        with self._lock:
+            return self._blocked and all(
+                not stream.laggards
+                and not stream.paused
+                and (stream.shared is None or stream.shared.has_passed(counts.get(stream.event, 0)))
+                for stream in self._streams.values()
+            )
 
     # The thread ------------------------------------------------------------------------------------------------------
 
