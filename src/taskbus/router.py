@@ -207,7 +207,9 @@ class Router:
         transient: bool = False,
     ) -> None:
         """``emit`` with the arguments as a tuple and a dict, as a task has them."""
-        life = self.life
+        life = self._life
+        if life is None or life.is_stopped:
+            life = self.life  # says why that is refused
         if event not in self._names:
             self._check_event(event)
         globs: tuple[str, ...] = ()
@@ -215,9 +217,7 @@ class Router:
             globs = (only_to,) if isinstance(only_to, str) else tuple(only_to)
         if self.config.record:
             self.recorded.append((event, (args, kwargs)))
-        life.emit(
-            event, args, kwargs, only_remote=only_remote, only_local=only_local, only_to=globs, transient=transient
-        )
+        life.emit(event, args, kwargs, only_remote, only_local, globs, transient)
 
     def on(self, event: str, fn: Callable[..., Any], *, since: Since = "now") -> None:
         """Call ``fn`` for every ``event``; on return the subscription holds.

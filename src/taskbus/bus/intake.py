@@ -39,6 +39,7 @@ class Intake:
         self._writer = writer
         self._loop = loop
         self._lagging: dict[str, dict[Sink, int]] = {}
+        writer.look = writer.look_for_all = loop.sinks
         self._matched: dict[tuple[str, ...], bool] = {}
         self.delivered = 0
         self.dropped = 0
@@ -72,18 +73,17 @@ class Intake:
 
     # Laggards --------------------------------------------------------------------------------------------------------
 
-    def takers(self, event: str) -> Sequence[Sink]:
-        """Who takes an event of this node as it is emitted; called under ``writer.numbering``."""
+    def _ready(self, event: str) -> Sequence[Sink]:
+        """Who takes an event of this node as it is emitted, while there are laggards."""
         sinks = self._loop.sinks(event)
-        if event in self._lagging:
-            return [sink for sink in sinks if sink.ready]
-        return sinks
+        return [sink for sink in sinks if sink.ready] if event in self._lagging else sinks
 
     def lag(self, sink: Sink) -> None:
         """Have ``sink`` take nothing but what the reader brings it, until it has caught up."""
         sink.ready = False
         with self._writer.numbering:
             self._lagging.setdefault(sink.event, {})[sink] = 0
+            self._writer.look = self._ready
         self._loop.attach(sink)
         own = self._writer.sequence.get(sink.event, 0)
         if own:
@@ -114,6 +114,8 @@ class Intake:
             return False
         if not lagging:
             del self._lagging[sink.event]
+            if not self._lagging:
+                self._writer.look = self._loop.sinks
         return True
 
     # Events ----------------------------------------------------------------------------------------------------------

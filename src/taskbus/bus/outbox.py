@@ -25,21 +25,25 @@ _BATCH_BYTES = 8 << 20
 class OpenFrame:
     """A frame that still takes events."""
 
-    __slots__ = ("buffers", "count", "event", "first", "full", "only_to", "size", "text", "transient")
+    __slots__ = ("buffers", "count", "event", "first", "key", "only_to", "size", "text", "transient")
 
-    def __init__(self, event: str, first: int, only_to: tuple[str, ...], transient: bool) -> None:
+    def __init__(self, event: str, key: str, first: int, only_to: tuple[str, ...], transient: bool) -> None:
         self.event = event
+        self.key = key
         self.first = first
         self.only_to = only_to
         self.transient = transient
         self.count = 0
-        self.text = bytearray()
+        self.text = bytearray(b"[")
         self.buffers: list[bytes] = []
         self.size = 0
-        self.full = False
 
     def views(self) -> list[memoryview]:
         return [memoryview(buffer) for buffer in self.buffers]
+
+
+def _nobody(event: str) -> Sequence[Sink]:
+    return ()
 
 
 class Outbox:
@@ -48,6 +52,8 @@ class Outbox:
     def __init__(self, config: RouterConfig, where: str) -> None:
         self._config = config
         self._where = where
+        self._max_payload, self._blob_threshold = config.max_payload, config.blob_threshold
+        self._max_events, self._max_bytes = config.outbox_events, config.outbox_bytes
         self.numbering = threading.Lock()
         """Held while an event gets its number."""
         self._lock = self.numbering
@@ -58,11 +64,16 @@ class Outbox:
         self._idle = True
         self._stopping = threading.Event()
         self._frames: deque[OpenFrame] = deque()
-        self._open: dict[tuple[str, bool], OpenFrame] = {}
+        self._open: dict[str, OpenFrame] = {}
         self._refusal: BusError | None = None
         self.fatal: BusError | None = None
         self.denied: BusDenied | None = None
         self.sequence: dict[str, int] = {}
+        """How many events have a number, by event; those of transient events by a key of their own."""
+        self.look: Callable[[str], Sequence[Sink]] = _nobody
+        """Who takes an event of this node here; asked, and exchanged, under ``numbering``."""
+        self.look_for_all: Callable[[str], Sequence[Sink]] = _nobody
+        """The same for transient events."""
         self.emitted = self.acknowledged = 0
         self.bytes_waiting = 0
 
@@ -74,52 +85,61 @@ class Outbox:
         encoded: Encoded,
         only_to: tuple[str, ...] = (),
         transient: bool = False,
-        *,
-        look: Callable[[str], Sequence[Sink]] = lambda event: (),
+        here: bool = False,
         timeout: float | None = None,
-    ) -> Sequence[Sink]:
+    ) -> Sequence[Sink] | None:
         """Queue one event; waits up to ``timeout`` (``op_timeout``) while the outbox is full, then ``BusUnavailable``.
 
-        Returns what ``look(event)`` says at the moment at which the event gets its number.
+        Returns, if it is ``here`` too, what ``look(event)`` says at the moment at which the event gets its number.
         """
+        # With `Task.emit`, `Router.emit_event` and `Life.emit` this is what an event costs the thread that emits it:
+        # of 1.6 us in all these lines take 0.5.
         text, buffers = encoded
         size = len(text) if not buffers else frame.body_size(text, buffers)
-        if size > self._config.max_payload:
+        if size > self._max_payload:
             raise EncodeError(
                 f"the event {event!r} is {size} bytes long; max_payload allows {self._config.max_payload}",
                 event=event,
                 size=size,
             )
-        copies = [bytes(buffer) for buffer in buffers]
+        copies = [bytes(buffer) for buffer in buffers] if buffers else None
+        key = "\0" + event if transient else event
         with self._lock:
-            if self.fatal is not None or self._refusal is not None or self.denied is not None or self._is_full(size):
-                self._make_room(size, self._config.op_timeout if timeout is None else timeout)
-            key = (event, transient)
-            open_frame = self._open.get(key)
-            counted = "\0" + event if transient else event
-            number = self.sequence[counted] = self.sequence.get(counted, 0) + 1
+            emitted = self.emitted
             if (
-                open_frame is None
-                or open_frame.full
-                or open_frame.only_to != only_to
-                or size > self._config.blob_threshold
+                emitted - self.acknowledged >= self._max_events
+                or self.bytes_waiting + size > self._max_bytes
+                or self._refusal is not None
+                or self.fatal is not None
+                or self.denied is not None
             ):
-                open_frame = self._open[key] = OpenFrame(event, number, only_to, transient)
-                self._frames.append(open_frame)
-            if open_frame.count:
-                open_frame.text += b","
-            open_frame.text += text
-            open_frame.buffers += copies
-            open_frame.count += 1
-            open_frame.size += size
-            if open_frame.size >= _FRAME_TEXT:
-                open_frame.full = True
-            self.emitted += 1
+                self._make_room(size, self._config.op_timeout if timeout is None else timeout)
+                emitted = self.emitted
+            number = self.sequence[key] = self.sequence.get(key, 0) + 1
+            frame_of_now = self._open.get(key)
+            if (
+                frame_of_now is None
+                or frame_of_now.size >= _FRAME_TEXT
+                or size > self._blob_threshold
+                or frame_of_now.only_to != only_to
+            ):
+                frame_of_now = self._open[key] = OpenFrame(event, key, number, only_to, transient)
+                self._frames.append(frame_of_now)
+            whole = frame_of_now.text  # one buffer: each text by itself would pin the 4 kB that orjson allots to it
+            whole += text
+            whole += b","
+            if copies:
+                frame_of_now.buffers += copies
+            frame_of_now.count += 1
+            frame_of_now.size += size
+            self.emitted = emitted + 1
             self.bytes_waiting += size
             if self._idle:
                 self._idle = False
                 self._wake.release()
-            return look(event)
+            if not here:
+                return None
+            return self.look_for_all(event) if transient else self.look(event)
 
     def _is_full(self, size: int) -> bool:
         waiting = self.emitted - self.acknowledged
@@ -218,8 +238,9 @@ class Outbox:
             open_frame = self._frames.popleft()
             size += open_frame.size
             batch.append(open_frame)
-            if self._open.get((open_frame.event, open_frame.transient)) is open_frame:
-                del self._open[open_frame.event, open_frame.transient]
+            open_frame.text[-1:] = b"]"  # instead of the comma for the event that did not come
+            if self._open.get(open_frame.key) is open_frame:
+                del self._open[open_frame.key]
         return batch
 
     def _settle(self, batch: Sequence[OpenFrame]) -> bool:

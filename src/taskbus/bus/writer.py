@@ -253,7 +253,7 @@ class Writer(Outbox):
                 data, chunks = frame.pack_blob(
                     self._producer,
                     item.first,
-                    b"[" + item.text + b"]",
+                    item.text,
                     item.views(),
                     blob=blob,
                     only_to=item.only_to,
@@ -277,7 +277,7 @@ class Writer(Outbox):
             self._producer,
             item.first,
             item.count,
-            b"[" + item.text + b"]",
+            item.text,
             item.views(),
             only_to=item.only_to,
             secret=self._config.secret,
