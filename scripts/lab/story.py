@@ -40,6 +40,7 @@ class Story:
         self._onlooker = Router(url, run_id=_RUN, node_id="onlooker", labels="onlooker")
         self._containers: dict[str, Container] = {}
         self._left: list[str] = []
+        self._ids: dict[str, str] = {}
         self._steps = 0
         self._evaluation: dict[str, object] = {}
 
@@ -50,8 +51,9 @@ class Story:
             router.on("progress", self._heard_progress)
             router.on("evaluation", lambda **about: self._evaluation.update(about))
             self._scales_up()
-            self._is_cut_off_and_killed()
+            self._are_cut_off_and_killed()
             self._comes_back()
+            self._is_replaced()
             self._loses_redis_for_a_while()
             self._scales_down()
             self._ends()
@@ -76,28 +78,43 @@ class Story:
             self._start("collector", name)
         self._all_here("learner", "collector-1", "collector-2", "collector-3", "collector-4")
 
-    def _is_cut_off_and_killed(self) -> None:
-        ids = {name: self._node(name).id for name in ("collector-1", "collector-2")}
-        self._say("collector-1 is cut off the network (nothing is closed or reset), collector-2's host loses its power")
-        self._host("collector-1").unplug()
+    def _are_cut_off_and_killed(self) -> None:
+        away = {"collector-1", "collector-2", "collector-3"}
+        ids = self._ids = {name: self._node(name).id for name in away}
+        self._say("collector-1 and collector-3 are cut off (nothing is closed), collector-2's host loses its power")
+        for name in ("collector-1", "collector-3"):
+            self._host(name).unplug()
         self._host("collector-2").kill()
         self._check(self._containers["collector-2"].wait(5.0) == 137, "collector-2's process is gone, exit code 137")
-        self._until(15.0, lambda: not {"collector-1", "collector-2"} & self._names(), "both left the registry")
-        self._until(5.0, lambda: set(ids.values()) <= set(self._left), "taskbus.node_left named both")
-        self._check(self._containers["collector-1"].ended is False, "collector-1 still runs and tries to come back")
+        self._until(15.0, lambda: not away & self._names(), "all three left the registry")
+        self._until(5.0, lambda: set(ids.values()) <= set(self._left), "taskbus.node_left named them")
+        self._check(not self._containers["collector-1"].ended, "collector-1 still runs and tries to come back")
         why = self._maker.health(self._host("collector-1"), _RUN)
         self._check(bool(why), f"its health check sees that: {why}")
-        self._trains("the collectors that are left")
+        self._trains("the collector that is left")
 
     def _comes_back(self) -> None:
-        self._say("collector-1's network is back; collector-2's host is back too, and its container is started again")
+        self._say("collector-1's network is back")
         self._host("collector-1").plug()
-        self._start("collector", "collector-2")
-        self._until(10.0, lambda: "collector-1" in self._names(), "collector-1 is a node again, by itself")
+        self._until(10.0, lambda: "collector-1" in self._names(), "collector-1 is on the run again, by itself")
         step = self._node("collector-1").step
-        self._until(20.0, lambda: self._node("collector-1").step > step, "collector-1 goes on with its steps")
+        same = self._node("collector-1").id == self._ids["collector-1"]
+        self._check(same, f"as node {self._ids['collector-1']}, as before")
+        self._until(20.0, lambda: self._node("collector-1").step > step, "it goes on with its steps")
         self._until(10.0, lambda: not self._maker.health(self._host("collector-1"), _RUN), "and is healthy")
-        self._all_here("learner", "collector-1", "collector-2", "collector-3", "collector-4")
+
+    def _is_replaced(self) -> None:
+        self._say("collector-2's host is back, its container starts again; collector-5 is new: they get free ids")
+        for name in ("collector-2", "collector-5"):
+            self._start("collector", name)
+        self._all_here("collector-2", "collector-5")
+        self._say("collector-3's network is back too")
+        self._host("collector-3").plug()
+        code = self._containers["collector-3"].wait(15.0)
+        self._check(code == 1, f"its id is somebody else's now: it writes nothing more and ends, exit code {code}")
+        self._say("restart: on-failure")
+        self._start("collector", "collector-3")
+        self._all_here("learner", *(f"collector-{number}" for number in range(1, 6)))
 
     def _loses_redis_for_a_while(self) -> None:
         lives = {node.producer for node in self._nodes()}
@@ -109,11 +126,12 @@ class Story:
         self._check({node.producer for node in self._nodes()} == lives, "every node kept its place, and none is new")
 
     def _scales_down(self) -> None:
-        self._say("scaled down: SIGTERM for collector-3 and collector-4")
-        for name in ("collector-3", "collector-4"):
+        gone = ("collector-3", "collector-4", "collector-5")
+        self._say(f"scaled down: SIGTERM for {', '.join(gone)}")
+        for name in gone:
             code, seconds = self._containers[name].stop(self._node(name).pid, 15.0)
             self._check(code == 0, f"{name} ended its step and left within {seconds:.1f} s, exit code {code}")
-        self._until(2.0, lambda: not {"collector-3", "collector-4"} & self._names(), "both are off the registry")
+        self._until(2.0, lambda: not self._names() & set(gone), "they are off the registry")
         self._check(self._onlooker.finished is None, "the run is not finished by that")
         self._trains("the collectors that stayed")
 
