@@ -274,9 +274,7 @@ def _check_size(found: int, size: int, flags: int, max_size: int) -> None:
 
 
 def _sign(header: bytes | memoryview, secret: bytes, scope: str) -> bytes:
-    mac = hmac.new(secret, scope.encode() + b"\0", "sha256")
-    mac.update(header)
-    return mac.digest()
+    return hmac.digest(secret, scope.encode() + b"\0" + header, "sha256")
 
 
 def _verify(data: bytes | memoryview, flags: int, at: int, secret: bytes, scope: str) -> None:

@@ -377,7 +377,8 @@ def test_a_dataclass_arrives_without_a_call_of_its_init() -> None:
         encode((value,), {})
 
 
-def test_dataclasses_with_slots_travel_and_lose_nothing() -> None:
+@pytest.mark.parametrize("hidden", ["hidden", "_Base__private"])
+def test_dataclasses_with_slots_travel_and_lose_nothing(hidden: str) -> None:
     @register_type
     @dataclass(slots=True, frozen=True)
     class Slotted:
@@ -386,7 +387,7 @@ def test_dataclasses_with_slots_travel_and_lose_nothing() -> None:
     assert there_and_back(Slotted(1)) == Slotted(1)
 
     class Base:
-        __slots__ = "hidden"
+        __slots__ = ("__private", "hidden")
 
     @register_type
     @dataclass
@@ -395,8 +396,8 @@ def test_dataclasses_with_slots_travel_and_lose_nothing() -> None:
 
     child = Child(1)
     assert there_and_back(child) == child
-    vars(Base)["hidden"].__set__(child, 1)
-    with pytest.raises(EncodeError, match="has 'hidden', which is no field"):
+    vars(Base)[hidden].__set__(child, 1)
+    with pytest.raises(EncodeError, match=f"has '{hidden}', which is no field"):
         encode((child,), {})
 
 

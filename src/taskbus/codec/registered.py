@@ -185,7 +185,10 @@ def _no_more_than(value: Any, fields: Mapping[str, Any]) -> None:
 def _slots(base: type) -> list[str]:
     slots = base.__dict__.get("__slots__", ())
     names = [slots] if isinstance(slots, str) else list(slots)
-    return [name for name in names if name not in ("__dict__", "__weakref__")]
+    private = f"_{base.__name__.lstrip('_')}"
+    return [
+        private + name if name.startswith("__") else name for name in names if name not in ("__dict__", "__weakref__")
+    ]
 
 
 def _flat(named: dict[str, Any]) -> list[Any]:
