@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from taskbus import Router
 from taskbus.demo import main
 from taskbus.testing import until
 
@@ -96,6 +97,14 @@ def test_a_given_redis_is_used_and_a_bound_on_time_ends_it(demo: Demo, real_redi
     assert process.returncode == 1
     assert len(pids(out)) == 5
     assert re.fullmatch(r"taskbus demo: not solved within 4 s: the best mean return was \d+\.\d\n", err)
+
+
+def test_a_run_that_is_finished_is_not_trained_again(demo: Demo, real_redis_url: str) -> None:
+    with Router(real_redis_url, run_id="over") as router:
+        router.finish()
+    _, err = (process := demo("--url", real_redis_url, "--run-id", "over")).communicate(timeout=50)
+    assert process.returncode == 1
+    assert err == "taskbus demo: run 'over' is finished already; take another name, or: taskbus reset over\n"
 
 
 def test_a_redis_that_does_not_answer_is_one_sentence(demo: Demo) -> None:

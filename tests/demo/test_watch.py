@@ -49,7 +49,7 @@ def watch(memory_url: str) -> Iterator[Watch]:
 @pytest.fixture
 def a_member(tmp_path: Path) -> Iterator[Callable[[str, str], Member]]:
     """A process of a role that ends as its shell command says."""
-    members = []
+    members: list[Member] = []
 
     def start(role: str, command: str) -> Member:
         ended = threading.Event()

@@ -22,7 +22,7 @@ from taskbus.demo.crew import Crew
 from taskbus.demo.display import Display, open_display
 from taskbus.demo.goal import EPISODES
 from taskbus.demo.watch import Watch
-from taskbus.errors import TaskbusError
+from taskbus.errors import ConfigError, TaskbusError
 
 __all__ = ["main"]
 
@@ -82,6 +82,8 @@ def _run(options: argparse.Namespace) -> int:
         stack.enter_context(_log(options.out / "demo.log"))
         url = stack.enter_context(_bus(options.url))
         router = stack.enter_context(Router(url, run_id=run_id, node_id="demo", labels="observer"))
+        if router.finished is not None:
+            raise ConfigError(f"run {run_id!r} is finished already; take another name, or: taskbus reset {run_id}")
         board, display = Board(), open_display()
         display.say(f"run {run_id} on {hide_password(url)}")
         try:
