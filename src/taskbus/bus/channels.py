@@ -78,9 +78,9 @@ class Channels:
             self._wanted = {event for event in self._wanted if listened(event)}
 
     def probe(self) -> bool:
-        """Publish to this node's own channel, most of the times; true when that was this beat's command."""
+        """Publish to this node's own channel, every other time; true when that was this beat's command."""
         self._turn += 1
-        if self._thread is None or self._turn % 5 == 0:
+        if self._thread is None or self._turn % 2 == 0:
             return False
         self._probed = time.monotonic()
         try:

@@ -61,6 +61,10 @@ class Cursor:
         self.expected = ordinal + count
         return missing
 
+    def is_new(self, producer: str, first: int, count: int) -> bool:
+        """Whether a frame has an event that this cursor has not seen."""
+        return first + count - 1 > self.seen.get(producer, 0)
+
     def first_new(self, producer: str, first: int, count: int) -> int:
         """The index of the first event of a frame that this cursor has not seen; ``count`` when it is a repeat."""
         last = self.seen.get(producer, 0)

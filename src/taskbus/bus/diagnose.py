@@ -9,9 +9,12 @@ from taskbus.bus.wire import pack
 from taskbus.errors import BusDenied
 
 if TYPE_CHECKING:
+    from taskbus.bus.keys import Keys
+    from taskbus.bus.outbox import Outbox
+    from taskbus.bus.registry import Registry
     from taskbus.bus.wire import Wire
 
-__all__ = ["name_wrong_key", "wrong_keys"]
+__all__ = ["Diagnosis", "wrong_keys"]
 
 
 def wrong_keys(wire: Wire, expected: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
@@ -26,16 +29,26 @@ def wrong_keys(wire: Wire, expected: Mapping[bytes, bytes]) -> dict[bytes, bytes
     return found
 
 
-def name_wrong_key(error: BusDenied, wire: Wire, expected: Mapping[bytes, bytes]) -> BusDenied:
-    """``error``, or if it is about a wrong type, one that names the key."""
-    if not error.__dict__.get("wrong") or not wire.is_open:
+class Diagnosis:
+    """Names the key, where an error is about a value of the wrong type in one of those that a node uses."""
+
+    def __init__(self, keys: Keys, registry: Registry, outbox: Outbox) -> None:
+        self._keys = keys
+        self._registry = registry
+        self._outbox = outbox
+
+    def __call__(self, error: BusDenied, wire: Wire) -> BusDenied:
+        """``error``, or one that says more."""
+        if not error.__dict__.get("wrong") or not wire.is_open:
+            return error
+        registry = self._registry
+        expected = self._keys.types(registry.node_id, registry.producer, registry.labels, list(self._outbox.sequence))
+        for key, held in wrong_keys(wire, expected).items():
+            return BusDenied(
+                f"key {key.decode(errors='replace')} holds a {held.decode()} instead of a {expected[key].decode()} "
+                f"in Redis at {wire.target.where}; remove it, or use another run_id",
+                where=wire.target.where,
+                key=key.decode(errors="replace"),
+                wrong=True,
+            )
         return error
-    for key, held in wrong_keys(wire, expected).items():
-        return BusDenied(
-            f"key {key.decode(errors='replace')} holds a {held.decode()} instead of a {expected[key].decode()} "
-            f"in Redis at {wire.target.where}; remove it, or use another run_id",
-            where=wire.target.where,
-            key=key.decode(errors="replace"),
-            wrong=True,
-        )
-    return error

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from taskbus.errors import BusDenied, BusError, BusUnavailable, Fenced
+from taskbus.errors import BusDenied, BusError, Fenced
 
 if TYPE_CHECKING:
     from taskbus.bus.registry import Registry
@@ -66,6 +66,7 @@ class Heart:
         self.counts: Callable[[], tuple[int, int, int, int]] = lambda: (0, 0, 0, 0)
         self.recover: Callable[[], None] = lambda: None
         self.on_fenced: Callable[[BusError], None] = lambda error: None
+        self.on_denied: Callable[[BusDenied], None] = lambda error: None
         self.on_gone: Callable[[list[str]], None] = lambda ids: None
         self.on_finish: Callable[[], None] = lambda: None
         self.each_beat: list[Callable[[], None]] = []
@@ -95,23 +96,22 @@ class Heart:
 
     def _run(self) -> None:
         warned = 0.0
+        refused: type[BusError] | None = None
         while self._pause():
             try:
                 self._beat()
-                self.sign_of_life = time.monotonic()
+                self.sign_of_life, refused = time.monotonic(), None
             except Fenced as error:
                 self.on_fenced(error)
                 return
             except BusError as error:
                 if self._stopped:
                     return
-                if (
-                    isinstance(error, BusDenied)
-                    or not isinstance(error, BusUnavailable)
-                    or time.monotonic() - warned > 10.0
-                ):
-                    warned = time.monotonic()
+                if type(error) is not refused or time.monotonic() - warned > 10.0:
+                    refused, warned = type(error), time.monotonic()
                     log.warning("no heartbeat: %s", error)
+                if isinstance(error, BusDenied):
+                    self.on_denied(error)
             except Exception:
                 log.exception("a heartbeat failed in an unforeseen way; the next one comes")
             for look in self.each_beat:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 __all__ = ["Keys"]
 
 
@@ -62,3 +64,20 @@ class Keys:
     def barrier(self, name: str) -> bytes:
         """The generation and the arrivals of a barrier."""
         return self._key(f"barrier:{name}")
+
+    def types(self, node_id: str, producer: str, labels: Iterable[str], events: Iterable[str]) -> dict[bytes, bytes]:
+        """What type of value each key holds that a node with these uses; without an id, the first that are free."""
+        nodes = [node_id] if node_id else [str(number) for number in range(10)]
+        return {
+            self.nodes: b"set",
+            self.labels: b"set",
+            self.epoch: b"string",
+            self.finish: b"hash",
+            self.streams: b"hash",
+            self.producer(producer): b"hash",
+            **{self.label(label): b"set" for label in labels},
+            **{self.node(node): b"hash" for node in nodes},
+            **{self.owner(node): b"string" for node in nodes},
+            **{self.inbox(node): b"stream" for node in nodes},
+            **{self.events(event): b"stream" for event in events},
+        }

@@ -17,6 +17,7 @@ from taskbus.bus.barriers import Barriers
 from taskbus.bus.channels import Channels
 from taskbus.bus.connect import Target
 from taskbus.bus.cursor import Cursor
+from taskbus.bus.diagnose import Diagnosis
 from taskbus.bus.finish import Finish
 from taskbus.bus.heart import Heart, SlowListeners
 from taskbus.bus.intake import Intake
@@ -69,6 +70,7 @@ class Life:
         )
         self.registry = Registry(config, self.keys, self.calls, self.producer)
         self.writer = Writer(config, self.target, self.keys, self.producer, self.recover)
+        self.calls.diagnose = self.writer.diagnose = Diagnosis(self.keys, self.registry, self.writer)
         self.finish = Finish(config.run_id, self.registry, self.writer)
         self.barriers = Barriers(self.registry, config.lease)
         self.intake = Intake(config, self.keys, self.registry, self.writer, loop)
@@ -133,6 +135,7 @@ class Life:
         heart.counts = self._counts
         heart.recover = self.recover
         heart.on_fenced = self._fenced
+        heart.on_denied = self._denied
         heart.on_gone = self._report_gone
         heart.on_finish = self.finish.learn
         heart.probe = self.channels.probe
@@ -249,7 +252,7 @@ class Life:
         self.on_fenced()
 
     def _denied(self, error: BusDenied) -> None:
-        self.writer.denied = error
+        self.writer.denied = error  # raised at the next emit or sync
 
     def _state_lost(self, why: str) -> None:
         self._state_losses += 1
@@ -271,7 +274,7 @@ class Life:
         """Whether the reader and the heartbeat both gave a sign of life within their bounds."""
         now = time.monotonic()
         return (
-            now - self.reader.sign_of_life < self.config.block + 2.5
+            now - self.reader.sign_of_life < self.config.block + 1.9
             and now - self.heart.sign_of_life < self.config.lease
             and self.writer.fatal is None
         )

@@ -194,24 +194,43 @@ class Registry:
         return bool(self._calls.script("withdraw", (self._keys.barrier(name),), (self.node_id, ticket), timeout=1.0))
 
     def check(self, turn: int) -> bool:
-        """Verify one thing about this node in Redis, another at each turn; false when it is not as it should be."""
+        """Verify something about this node in Redis; false when it is not as it should be.
+
+        By turns that all its keys are there, and one of the other things, each time the next.
+        """
+        if turn % 2:
+            return self._all_is_there()
         me = self.node_id.encode()
         checks: list[Callable[[], bool]] = [
             lambda: bool(self._calls.call(b"HGET", self._keys.node(self.node_id), b"token") == self.producer.encode()),
             lambda: bool(self._calls.call(b"SISMEMBER", self._keys.nodes, me)),
             lambda: bool(self._calls.call(b"GET", self._keys.epoch) == self.epoch),
-            lambda: bool(self._calls.call(b"EXISTS", self._keys.inbox(self.node_id))),
+            lambda: bool(self._calls.call(b"TYPE", self._keys.inbox(self.node_id)) == b"stream"),
             self._finish_is_there,
+            *(
+                lambda label=label: bool(self._calls.call(b"SISMEMBER", self._keys.labels, label))
+                for label in sorted(self.labels)[:1]
+            ),
             *(
                 lambda label=label: bool(self._calls.call(b"SISMEMBER", self._keys.label(label), me))
                 for label in sorted(self.labels)
             ),
         ]
-        return checks[turn % len(checks)]()
+        return checks[turn // 2 % len(checks)]()
+
+    def _all_is_there(self) -> bool:
+        keys = {
+            *(self._keys.nodes, self._keys.epoch, self._keys.node(self.node_id), self._keys.owner(self.node_id)),
+            self._keys.inbox(self.node_id),
+            *([self._keys.labels] if self.labels else ()),
+            *(self._keys.label(label) for label in self.labels),
+            *([self._keys.finish] if self.finish_in_redis else ()),
+        }
+        return bool(self._calls.call(b"EXISTS", *keys) == len(keys))
 
     def _finish_is_there(self) -> bool:
         if self.finish_in_redis:
-            return bool(self._calls.call(b"EXISTS", self._keys.finish))
+            return bool(self._calls.call(b"TYPE", self._keys.finish) == b"hash")
         self.finish_in_redis = self.look_for_finish() is not None
         return True
 

@@ -78,25 +78,24 @@ class Taker:
         head = frame.unpack(
             fields[1], max_size=self._config.max_payload, secret=self._config.secret, scope=stream.key.decode()
         )
-        wanted = self._node.matches(head.only_to)
         own = head.producer == self._node.producer
         shared = readers.shared if readers.shared is not None and readers.shared.at < at else None
+        listens = shared is not None and not own and self._node.is_listened(stream.event)
         laggards = [(laggard, cursor) for laggard, cursor in readers.laggards if cursor.at < at]
-        listened = shared is not None and not own and self._node.is_listened(stream.event)
-        # Fetched before any cursor notes the frame: if that fails, the entry is read again.
-        blob = self._fetch(head) if head.blob and wanted and (listened or laggards) else None
-        events: list[Event] | None = None
+        asking = [cursor for _, cursor in laggards] + ([shared] if listens and shared is not None else [])
+        new = [cursor for cursor in asking if cursor.is_new(head.producer, head.first, head.count)]
+        # Read before any cursor notes the frame: what cannot be fetched now is read again, what is no event of ours
+        # has no place in the numbering.
+        events = self._read(head) if new and self._node.matches(head.only_to) else None
         nbytes = max(len(fields[1]), head.blob_size)
         if shared is not None:
             start = self._admit(stream, shared, at, head)
-            if start < head.count and wanted and listened:
-                events = self._decode(head, blob)
+            if events is not None and listens and start < head.count:
                 self.delivered += len(events) - start
                 self._offer(stream, events, start, nbytes)
         for laggard, cursor in laggards:
             start = self._admit(stream, cursor, at, head)
-            if start < head.count and wanted:
-                events = self._decode(head, blob) if events is None else events
+            if events is not None and start < head.count:
                 laggard.offer(events, start, nbytes)
 
     def _offer(self, stream: Stream, events: Sequence[Event], start: int, nbytes: int) -> None:
@@ -124,17 +123,18 @@ class Taker:
             self.repeated += start
         return start
 
-    def _decode(self, head: frame.Frame, blob: bytes | None) -> list[Event]:
+    def _read(self, head: frame.Frame) -> list[Event]:
         allow_pickle = self._config.codec == "pickle"
+        blob = self._fetch(head.blob) if head.blob is not None else None
         return frame.events(head, blob, secret=self._config.secret, allow_pickle=allow_pickle)
 
-    def _fetch(self, head: frame.Frame) -> bytes:
+    def _fetch(self, blob: str) -> bytes:
         try:
-            value = self._blobs.call(b"GET", self._keys.blob(head.blob or ""))
+            value = self._blobs.call(b"GET", self._keys.blob(blob))
         except BusDenied as error:
             raise DecodeError(f"the large payload cannot be read: {error}", reason="blob gone") from error
         if value is None:
-            raise DecodeError(f"the large payload {head.blob} is gone", reason="blob gone")
+            raise DecodeError(f"the large payload {blob} is gone", reason="blob gone")
         return value  # type: ignore[no-any-return]
 
     def reject(self, error: DecodeError, what: str) -> None:

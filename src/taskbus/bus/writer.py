@@ -64,7 +64,7 @@ class Writer(Outbox):
         self._thread = threading.Thread(target=self._run, name="taskbus-writer", daemon=True)
         self.node_id = ""
         self.epoch: Callable[[], bytes] = lambda: b""
-        self.diagnose: Callable[[BusDenied], BusDenied] = lambda error: error
+        self.diagnose: Callable[[BusDenied, Wire], BusDenied] = lambda error, wire: error
         self.lost = self.reconnects = self.suppressed = 0
         self.sign_of_life = time.monotonic()
 
@@ -110,7 +110,7 @@ class Writer(Outbox):
             except Fenced as error:
                 self.fail(error)
             except BusDenied as error:
-                self._refused(self.diagnose(error))
+                self._refused(self.diagnose(error, self._wire))
                 pause = _PAUSE_WHEN_DENIED
             except BusError as error:
                 self._refused(error)

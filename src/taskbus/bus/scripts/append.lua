@@ -80,7 +80,12 @@ for i = 4, #KEYS do
   end
   if now > ms then ms = now end
   local seq = text(n + 1)
-  local id = redis.pcall('XADD', KEYS[i], text(ms) .. '-' .. seq, 'f', frame)
+  local fresh = mark_n < 0
+  local id = not fresh and redis.pcall('XADD', KEYS[i], 'NOMKSTREAM', text(ms) .. '-' .. seq, 'f', frame)
+  if not id then  -- the stream is new, or was lost, and shall not stay for ever
+    fresh = true
+    id = redis.pcall('XADD', KEYS[i], text(ms) .. '-' .. seq, 'f', frame)
+  end
   if type(id) == 'table' and string.find(id.err, 'smaller', 1, true) then
     -- somebody else wrote into the stream: go on behind the last id it has
     local info = redis.call('XINFO', 'STREAM', KEYS[i])
@@ -101,7 +106,6 @@ for i = 4, #KEYS do
       redis.call('RPUSH', prefix .. 'blobs:' .. event, seq .. ' ' .. blob)
       redis.call('PEXPIRE', prefix .. 'blobs:' .. event, run_ttl)
     end
-    local fresh = mark_n < 0
     if fresh or n - mark_n >= keep_events / 8 or b - mark_b >= keep_bytes / 8 or ms - mark_ms >= keep_ms / 8 then
       mark_n, mark_b, mark_ms = n, b, ms
       marks = trim(event, KEYS[i], n + count, b + size, marks .. seq .. ' ' .. text(b) .. ' ' .. id .. ';')
@@ -109,7 +113,7 @@ for i = 4, #KEYS do
     end
     redis.call('HSET', KEYS[3], event,
       table.concat({text(n + count), text(b + size), text(ms), text(mark_n), text(mark_b), text(mark_ms), marks}, ' '))
-    if fresh then redis.call('PEXPIRE', KEYS[3], run_ttl) end
+    if not state then redis.call('PEXPIRE', KEYS[3], run_ttl) end
   end
 end
 redis.call('HSET', KEYS[2], 'batch', ARGV[3])
