@@ -77,7 +77,7 @@ class LinkedNode(Router):
         """End it as SIGKILL ends a process: it does not flush, it does not leave, its lease runs out."""
         if not self.is_active:
             raise NotStarted(f"{self!r} cannot be killed: it does not live")
-        self.seam.cut()
+        self.seam.end()
         self.loop.close()
         self.stop(timeout=0.1)
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakSet
 
 from taskbus.bus.connect import Target
-from taskbus.errors import ConfigError
+from taskbus.errors import BusDenied, ConfigError
 
 if TYPE_CHECKING:
     from redis import Connection
 
 __all__ = ["Seam", "SeamTarget"]
 
-State = Literal["open", "cut", "frozen"]
+State = Literal["open", "cut", "frozen", "ended"]
 
 
 class Seam:
@@ -33,8 +33,15 @@ class Seam:
         """How often connections were cut: one that was opened before the last cut never works again."""
 
     def cut(self) -> None:
+        self._break_all("cut")
+
+    def end(self) -> None:
+        """Cut for good, so that nobody even tries again."""
+        self._break_all("ended")
+
+    def _break_all(self, state: State) -> None:
         with self._changed:
-            self.state = "cut"
+            self.state = state
             self.generation += 1
             self._changed.notify_all()
             broken = list(self._connections)
@@ -47,9 +54,10 @@ class Seam:
                 self.state = "frozen"
 
     def open(self) -> None:
-        """Let everything pass again; after a cut, new connections."""
+        """Let everything pass again; after a cut, new connections. Nothing comes after the end."""
         with self._changed:
-            self.state = "open"
+            if self.state != "ended":
+                self.state = "open"
             self._changed.notify_all()
 
     def join(self, connection: Any) -> int:
@@ -64,6 +72,8 @@ class Seam:
         """Wait while nothing passes; raise when the connection was cut."""
         with self._changed:
             self._changed.wait_for(lambda: self.state != "frozen")
+            if self.state == "ended":
+                raise BusDenied("the test has killed this node")
             if self.state == "cut" or generation != self.generation:
                 raise ConnectionError("the test has cut this connection")
 

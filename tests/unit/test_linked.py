@@ -1,0 +1,146 @@
+"""Nodes that a test can hurt, in process and over a real server."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from taskbus import Context, NotStarted, Task, WaitTimeout
+from taskbus.testing import LinkedNodes, until
+
+
+@pytest.fixture
+def nodes(redis_url: str) -> Iterator[LinkedNodes]:
+    with LinkedNodes(redis_url) as nodes:
+        yield nodes
+
+
+def test_after_settling_all_was_heard_and_all_answers_too(nodes: LinkedNodes) -> None:
+    a, b = nodes.node(labels="learner"), nodes.node(labels="collector")
+    samples: list[int] = []
+    answers: list[int] = []
+
+    def answer(number: int) -> None:
+        samples.append(number)
+        b.emit("answer", number)
+
+    b.on("sample", answer)
+    a.on("answer", answers.append)
+    for number in range(200):
+        a.emit("sample", number)
+    nodes.settle()
+    assert samples == answers == list(range(200))
+    a.emit("sample", 200, transient=True)
+    nodes.settle()
+    assert samples[-1] == answers[-1] == 200
+
+
+def test_settling_gives_up_and_says_who_is_busy(nodes: LinkedNodes) -> None:
+    node, go_on = nodes.node(), threading.Event()
+    node.on("x", lambda: go_on.wait(10) and None)
+    node.emit("x")
+    with pytest.raises(WaitTimeout, match="node '0' runs .*lambda"):
+        nodes.settle(timeout=0.2)
+    go_on.set()
+    nodes.settle()
+
+
+def test_what_was_emitted_is_told_with_its_node(nodes: LinkedNodes) -> None:
+    a, b = nodes.node(node_id="a"), nodes.node(node_id="b")
+    a.emit("x", 1, k=2)
+    nodes.settle()
+    b.emit("y", [3])
+    nodes.settle()
+    assert [tuple(one) for one in nodes.emitted()] == [("x", (1,), {"k": 2}, "a"), ("y", ([3],), {}, "b")]
+    assert [one.event for one in nodes.emitted("[y]")] == ["y"]
+    assert {one.node for one in nodes.emitted("taskbus.node_joined")} == {"a", "b"}
+    assert list(a.recorded) == [("x", ((1,), {"k": 2}))]
+    assert nodes["b"] is b and len(nodes) == 2 and list(nodes) == [a, b]
+
+
+def test_a_node_that_was_cut_off_catches_up(nodes: LinkedNodes) -> None:
+    a, b = nodes.node(), nodes.node()
+    heard: list[Any] = []
+    b.on("x", heard.append)
+    b.cut()
+    a.emit("x", 1)
+    b.emit("y", 2)
+    nodes.settle()
+    assert heard == [] and nodes.emitted("y") == []
+    b.heal()
+    nodes.settle()
+    assert heard == [1] and [one.args for one in nodes.emitted("y")] == [(2,)]
+    assert b.stats().reconnects > 0
+
+
+def test_a_frozen_node_loses_its_lease_and_is_back_when_it_thaws(nodes: LinkedNodes) -> None:
+    a, b = nodes.node(), nodes.node(node_id="b")
+    heard: list[Any] = []
+    left: list[Any] = []
+    b.on("x", heard.append)
+    a.on("taskbus.node_left", lambda **told: left.append(told["node"]))
+    b.freeze()
+    a.emit("x", 1)
+    nodes.settle()
+    assert heard == []
+    until(lambda: left == ["b"], what="its lease has run out")
+    assert [node.id for node in a.nodes()] == [a.node_id]
+    b.thaw()
+    nodes.settle()
+    until(lambda: len(a.nodes()) == 2, what="b has registered again")
+    assert heard == [1]
+
+
+def test_a_killed_node_neither_leaves_nor_flushes_and_comes_back_under_its_id(nodes: LinkedNodes) -> None:
+    a, b = nodes.node(), nodes.node(labels="collector")
+    told: list[Any] = []
+    a.on("taskbus.node_left", lambda **what: told.append(what["reason"]))
+    b.freeze()
+    b.emit("last_words")
+    b.kill()
+    assert not b.is_active
+    assert told == [], "its lease still holds"
+    with pytest.raises(NotStarted):
+        b.kill()
+    until(lambda: told == ["expired"], what="its lease has run out")
+    b.revive()
+    assert b.node_id == "1" and [node.id for node in a.nodes("collector")] == ["1"]
+    assert nodes.emitted("last_words") == []
+    a.emit("x")
+    nodes.settle()
+
+
+def test_a_task_runs_on_a_node(nodes: LinkedNodes) -> None:
+    heard: list[int] = []
+    nodes.node().on("stepped", heard.append)
+
+    def step(ctx: Context) -> None:
+        task.emit("stepped", ctx.total_step)
+
+    task = Task()
+    with task.start(router=nodes.node()):
+        task.use(step)
+        task.run(max_step=3)
+    nodes.settle()
+    assert heard == [0, 1, 2]
+    assert nodes.finished is not None and nodes.finished.reason == "completed"
+
+
+def test_nothing_stays_behind(redis_url: str) -> None:
+    before = set(threading.enumerate())
+    nodes = LinkedNodes(redis_url)
+    a, b, c = (nodes.node() for _ in range(3))
+    a.on("x", lambda: None)
+    b.on("x", lambda: None)
+    c.emit("x", transient=True)
+    a.cut()
+    b.freeze()
+    c.kill()
+    nodes.close()
+    nodes.close()
+    until(lambda: set(threading.enumerate()) <= before, what="all threads have ended")
+    with LinkedNodes(redis_url, run_id=nodes.run_id) as again:
+        assert again.emitted("*") == [] and again.finished is None
