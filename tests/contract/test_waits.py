@@ -96,6 +96,21 @@ def test_waiters_end_when_another_process_has_this_nodes_id(start_task: StartTas
     a.use(lambda ctx: None).run()  # runs no step
 
 
+def test_waiters_end_too_when_it_is_a_write_that_shows_that(start_task: StartTask) -> None:
+    a = start_task(node_id="a", heartbeat=4.0)
+    left: list[str] = []
+    a._link.on_leave(lambda: left.append("asked to leave"))
+    with ThreadPoolExecutor(1) as pool:
+        wait = pool.submit(a.wait_for, "x")
+    XX
+        life = a._link.life  # type: ignore[attr-defined]
+        life.calls.call(b"HSET", life.keys.node("a"), b"token", b"another")
+        a.emit("y")
+        with pytest.raises(Fenced, match="node id 'a'"):
+            wait.result(2)
+    until(lambda: left == ["asked to leave"])
+
+
 def test_a_timeout_is_on_time_and_leaves_nothing_behind(start_task: StartTask) -> None:
     a = start_task()
     for since in ("now", "last", "start"):

@@ -82,6 +82,7 @@ class Life:
         self._lock = threading.Lock()
         self._recovering = threading.Lock()
         self._leaving = False
+        self._is_fenced = False
         self.is_stopped = False
         """Stopped, or the life of the process from which this one was forked."""
         _lives.add(self)
@@ -134,7 +135,7 @@ class Life:
         heart.is_healthy = self.is_healthy
         heart.counts = self._counts
         heart.recover = self.recover
-        heart.on_fenced = self._fenced
+        heart.on_fenced = self.writer.on_fenced = self._fenced
         heart.on_denied = self._denied
         heart.on_gone = self._report_gone
         heart.on_finish = self.finish.learn
@@ -243,9 +244,10 @@ class Life:
 
     def _fenced(self, error: BusError) -> None:
         with self._lock:
-            if self.writer.fatal is not None:
+            if self._is_fenced:
                 return
-            self.writer.fail(error)
+            self._is_fenced = True
+        self.writer.fail(error)
         log.error("%s", error)
         self.loop.cancel(lambda: _copy(error))
         self.barriers.notify()

@@ -63,6 +63,7 @@ class Writer(Outbox):
         self._history: deque[tuple[int, tuple[tuple[str, int, int], ...]]] = deque(maxlen=_HISTORY)
         self._thread = threading.Thread(target=self._run, name="taskbus-writer", daemon=True)
         self.node_id = ""
+        self.on_fenced: Callable[[BusError], None] = self.fail
         self.epoch: Callable[[], bytes] = lambda: b""
         self.diagnose: Callable[[BusDenied, Wire], BusDenied] = lambda error, wire: error
         self.lost = self.reconnects = self.suppressed = 0
@@ -108,7 +109,7 @@ class Writer(Outbox):
                 if self._exchange(packed, once):
                     break
             except Fenced as error:
-                self.fail(error)
+                self.on_fenced(error)
             except BusDenied as error:
                 self._refused(self.diagnose(error, self._wire))
                 pause = _PAUSE_WHEN_DENIED
