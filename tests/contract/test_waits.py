@@ -102,7 +102,7 @@ def test_waiters_end_too_when_it_is_a_write_that_shows_that(start_task: StartTas
     a._link.on_leave(lambda: left.append("asked to leave"))
     with ThreadPoolExecutor(1) as pool:
         wait = pool.submit(a.wait_for, "x")
-    XX
+        until(lambda: a._link.loop.sinks("x"))
         life = a._link.life  # type: ignore[attr-defined]
         life.calls.call(b"HSET", life.keys.node("a"), b"token", b"another")
         a.emit("y")
