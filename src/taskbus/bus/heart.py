@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from taskbus.errors import BusDenied, BusError, Fenced
+from taskbus.types import RouterStats
 
 if TYPE_CHECKING:
     from taskbus.bus.registry import Registry
@@ -63,7 +64,7 @@ class Heart:
         self.sign_of_life = time.monotonic()
         self.watching = 0
         self.is_healthy: Callable[[], bool] = lambda: True
-        self.counts: Callable[[], tuple[int, int, int, int]] = lambda: (0, 0, 0, 0)
+        self.stats: Callable[[], RouterStats] = RouterStats
         self.recover: Callable[[], None] = lambda: None
         self.on_fenced: Callable[[BusError], None] = lambda error: None
         self.on_denied: Callable[[BusDenied], None] = lambda error: None
@@ -126,7 +127,9 @@ class Heart:
     def _beat(self) -> None:
         now = time.monotonic()
         registry = self._registry
-        state: tuple[str | int, ...] = (registry.role, registry.step, int(self.is_healthy()), *self.counts())
+        stats = self.stats()
+        counts = (stats.lag, stats.missed, sum(stats.rejected.values()), stats.reconnects)
+        state: tuple[str | int, ...] = (registry.role, registry.step, int(self.is_healthy()), *counts)
         finished = registry.finish
         if state != self._written:
             fields: list[str | int] = []

@@ -133,7 +133,7 @@ class Life:
         self.writer.epoch = lambda: self.registry.epoch
         self.loop.on_room = reader.resume
         heart.is_healthy = self.is_healthy
-        heart.counts = self._counts
+        heart.stats = self.stats
         heart.recover = self.recover
         heart.on_fenced = self.writer.on_fenced = self._fenced
         heart.on_denied = self._denied
@@ -369,11 +369,6 @@ class Life:
                 self.reader.look()
             except BusError:
                 pass  # the lag stays as it was last seen
-
-    def _counts(self) -> tuple[int, int, int, int]:
-        reader = self.reader
-        reconnects = self.writer.reconnects + reader.reconnects + self.channels.gaps
-        return reader.lag, reader.taker.missed, sum(reader.taker.rejected.values()), reconnects
 
     def stats(self) -> RouterStats:
         """What this life has done so far."""
