@@ -21,7 +21,7 @@ def ended() -> queue.Queue[Member]:
 
 
 def a_member(code: str, log: Path, ended: queue.Queue[Member]) -> Member:
-    return Member("collector", "one", [sys.executable, "-c", code], log / "one.log", ended.put)
+    return Member("collector", "one", [sys.executable, "-c", code], os.environ, log / "one.log", ended.put)
 
 
 def test_an_end_is_reported_with_its_reason_and_last_words(tmp_path: Path, ended: queue.Queue[Member]) -> None:
@@ -44,7 +44,8 @@ def test_a_member_that_was_killed_is_known_by_its_signal(tmp_path: Path, ended: 
 def test_a_crew_that_does_not_end_by_itself_is_ended(tmp_path: Path, ended: queue.Queue[Member]) -> None:
     crew = Crew("memory://nowhere", "run", tmp_path, ended.put)
     for name in ("one", "two"):
-        crew.members[name] = Member("collector", name, [sys.executable, "-c", FOR_EVER], tmp_path / name, ended.put)
+        command = [sys.executable, "-c", FOR_EVER]
+        crew.members[name] = Member("collector", name, command, os.environ, tmp_path / name, ended.put)
     crew.stop(timeout=0.0)
     assert {member.how for member in crew.members.values()} == {"killed by SIGTERM"}
 
@@ -56,7 +57,15 @@ def test_every_process_is_a_node_by_its_name_with_its_role_as_label(
     crew = Crew("redis://here", "run-1", tmp_path, ended.put)
     crew.start("collector", "collector-1", "7")
     said = ended.get(timeout=20).last_words()
-    assert said == (
-        "-m taskbus run taskbus.demo.collector:main --labels collector --node-ids collector-1"
-        " --run-id run-1 --url redis://here -- 7"
-    )
+    assert said == "-m taskbus run taskbus.demo.collector:main --labels collector --node-ids collector-1 -- 7"
+
+
+def test_the_password_of_the_bus_is_not_on_a_command_line(
+    tmp_path: Path, ended: queue.Queue[Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show = tmp_path / "show"
+    show.write_text('#!/bin/sh\necho "$TASKBUS_URL $TASKBUS_RUN_ID"\n', encoding="ascii")
+    show.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(show))
+    Crew("redis://:secret@here", "run-1", tmp_path, ended.put).start("learner", "learner")
+    assert ended.get(timeout=20).last_words() == "redis://:secret@here run-1"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 
@@ -17,13 +18,19 @@ class Member:
     """One process; ``on_end`` is called once, from a thread of its own, when it has ended."""
 
     def __init__(
-        self, role: str, name: str, command: Sequence[str], log: Path, on_end: Callable[[Member], None]
+        self,
+        role: str,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        log: Path,
+        on_end: Callable[[Member], None],
     ) -> None:
         self.role = role
         self.name = name
         self.log = log
         with log.open("wb") as out:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+            self._process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
         self._on_end = on_end
         self._thread = threading.Thread(target=self._watch, name=f"taskbus-demo-{name}", daemon=True)
         self._thread.start()
@@ -73,14 +80,14 @@ class Crew:
     """All the processes that the demo started, by name.
 
     Args:
-        url: The bus that they join; ``None``: the one that their environment names.
+        url: The bus that they join; told by their environment, for a command line shows its password to everybody.
         run_id: The run.
         logs: The directory for what each of them writes.
         on_end: Called for each that ended, from a thread of its own.
     """
 
-    def __init__(self, url: str | None, run_id: str, logs: Path, on_end: Callable[[Member], None]) -> None:
-        self._bus = ["--run-id", run_id, *(["--url", url] if url else [])]
+    def __init__(self, url: str, run_id: str, logs: Path, on_end: Callable[[Member], None]) -> None:
+        self._environment = {**os.environ, "TASKBUS_URL": url, "TASKBUS_RUN_ID": run_id}
         self._logs = logs
         self._on_end = on_end
         self.members: dict[str, Member] = {}
@@ -88,8 +95,8 @@ class Crew:
     def start(self, role: str, name: str, *arguments: str) -> None:
         """Start ``taskbus.demo.<role>`` as node ``name`` with its role as label, and arguments for ``main``."""
         command = [sys.executable, "-m", "taskbus", "run", f"taskbus.demo.{role}:main"]
-        command += ["--labels", role, "--node-ids", name, *self._bus, "--", *arguments]
-        self.members[name] = Member(role, name, command, self._logs / f"{name}.log", self._on_end)
+        command += ["--labels", role, "--node-ids", name, "--", *arguments]
+        self.members[name] = Member(role, name, command, self._environment, self._logs / f"{name}.log", self._on_end)
 
     def stop(self, timeout: float) -> None:
         """Wait until all have ended by themselves; those that take longer than ``timeout`` are asked, then made to."""
