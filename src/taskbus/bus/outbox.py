@@ -20,6 +20,7 @@ __all__ = ["OpenFrame", "Outbox"]
 
 _FRAME_TEXT = 256 * 1024
 _BATCH_BYTES = 8 << 20
+_TRANSIENT_BYTES = 4 << 20
 
 
 class OpenFrame:
@@ -96,12 +97,8 @@ class Outbox:
         # of 1.6 us in all these lines take 0.5.
         text, buffers = encoded
         size = len(text) if not buffers else frame.body_size(text, buffers)
-        if size > self._max_payload:
-            raise EncodeError(
-                f"the event {event!r} is {size} bytes long; max_payload allows {self._config.max_payload}",
-                event=event,
-                size=size,
-            )
+        if size > self._max_payload or (transient and size > _TRANSIENT_BYTES):
+            raise self._too_large(event, size, transient)
         copies = [bytes(buffer) for buffer in buffers] if buffers else None
         key = "\0" + event if transient else event
         with self._lock:
@@ -140,6 +137,12 @@ class Outbox:
             if not here:
                 return None
             return self.look_for_all(event) if transient else self.look(event)
+
+    def _too_large(self, event: str, size: int, transient: bool) -> EncodeError:
+        limit = f"max_payload allows {self._config.max_payload}"
+        if transient:
+            limit = f"a transient event has at most {_TRANSIENT_BYTES}, for Redis cuts off subscribers that are behind"
+        return EncodeError(f"the event {event!r} is {size} bytes long; {limit}", event=event, size=size)
 
     def _is_full(self, size: int) -> bool:
         waiting = self.emitted - self.acknowledged
