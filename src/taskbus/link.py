@@ -68,7 +68,7 @@ class Standalone:
         if not only_remote and match_labels(self.labels, only_to):
             self.loop.deliver(event, args, kwargs, LOCAL_TIMEOUT)
 
-    def subscribe(self, sink: Sink, since: Since = "now") -> None:
+    def subscribe(self, sink: Sink, since: Since = "now", timeout: float | None = None) -> None:
         if since != "now":
             raise ConfigError(f"a standalone task keeps no events, so since can only be 'now' for event {sink.event!r}")
         self.loop.attach(sink)

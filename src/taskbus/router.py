@@ -240,9 +240,9 @@ class Router:
         check_name("the name of an event", event)
         self.subscribe(Listener(self.loop, event, fn, self.errors.add, once=once), since)
 
-    def subscribe(self, sink: Sink, since: Since = "now") -> None:
-        """Attach ``sink``; on return the subscription holds."""
-        self.life.subscribe(sink, since)
+    def subscribe(self, sink: Sink, since: Since = "now", timeout: float | None = None) -> None:
+        """Attach ``sink``; on return the subscription holds. Gives up after ``timeout`` s (``op_timeout``)."""
+        self.life.subscribe(sink, since, timeout)
 
     def unsubscribe(self, sink: Sink) -> None:
         """Detach ``sink``."""

@@ -144,8 +144,11 @@ class Link(Protocol):
     def add_labels(self, labels: frozenset[str]) -> None:
         """Carry these labels too, for ``only_to`` and the registry."""
 
-    def subscribe(self, sink: Sink, since: Since = "now") -> None:
-        """Attach ``sink``; on return the subscription holds. ``"joined"`` (trails): all since this node joined."""
+    def subscribe(self, sink: Sink, since: Since = "now", timeout: float | None = None) -> None:
+        """Attach ``sink``; on return the subscription holds. ``"joined"`` (trails): all since this node joined.
+
+        Raises ``BusUnavailable`` after ``timeout`` seconds, or as many as any one call may take.
+        """
 
     def unsubscribe(self, sink: Sink) -> None: ...
 

@@ -47,6 +47,11 @@ class Waiter:
             raise self._reason
         return self._event
 
+    @property
+    def is_resolved(self) -> bool:
+        """Whether an event, a cancel or the timeout has come."""
+        return self._claim.locked()
+
     def resolve(self, event: Event) -> bool:
         """Take ``event``; false when resolved before."""
         if not self._claim.acquire(blocking=False):

@@ -6,9 +6,9 @@ import logging
 import math
 import threading
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from taskbus.errors import NotStarted, RunFinished, WaitTimeout
+from taskbus.errors import BusUnavailable, NotStarted, RunFinished, WaitTimeout
 from taskbus.waiting import Trail, Waiter
 
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["Waits"]
 
 log = logging.getLogger(__name__)
+
+LEAST_TRY: Final = 0.25
+"""Seconds that a subscription may take however short the wait: what is there already should be seen."""
 
 
 class Waits:
@@ -33,6 +36,7 @@ class Waits:
         self._open: set[Waiter] = set()
         self._trails: dict[str, Trail] = {}
         self._trails_lock = threading.Lock()
+        self._closed = False
         self._over: Callable[[], BaseException | None] | None = None
         self._failing: set[object] = set()
 
@@ -54,6 +58,7 @@ class Waits:
         """All waits end with ``NotStarted``, from now on, and nothing is kept for later ones."""
         self._end(lambda: NotStarted("the task was stopped while it waited"))
         with self._trails_lock:
+            self._closed = True
             trails, self._trails = self._trails, {}
         for trail in trails.values():
             self._link.unsubscribe(trail)
@@ -96,15 +101,28 @@ class Waits:
         return found
 
     def _wait_on_link(self, waiter: Waiter, deadline: float, since: Since) -> Event | None:
-        self._link.subscribe(waiter, since)
+        self._subscribe(waiter, waiter, since, deadline)
         try:
             self._end_if_over(waiter)
             return waiter.wait(deadline)
         finally:
             self._link.unsubscribe(waiter)
 
+    def _subscribe(self, sink: Waiter | Trail, waiter: Waiter, since: Since, deadline: float) -> bool:
+        """Redis being away ends no wait: try until it is there, or the time is over, or ``waiter`` was ended."""
+        while True:
+            try:
+                self._link.subscribe(sink, since, max(LEAST_TRY, deadline - monotonic()))
+                return True
+            except BusUnavailable:
+                self._end_if_over(waiter)
+                if waiter.is_resolved or monotonic() >= deadline:
+                    return False
+
     def _wait_on_trail(self, waiter: Waiter, deadline: float) -> Event | None:
-        trail = self._trails.get(waiter.event) or self._new_trail(waiter.event)
+        trail = self._trails.get(waiter.event) or self._new_trail(waiter, deadline)
+        if trail is None:
+            return waiter.wait(deadline)
         trail.join(waiter)
         try:
             self._end_if_over(waiter)  # after the look at what is kept: an event before the finish still counts
@@ -112,13 +130,16 @@ class Waits:
         finally:
             trail.leave(waiter)
 
-    def _new_trail(self, event: str) -> Trail:
+    def _new_trail(self, waiter: Waiter, deadline: float) -> Trail | None:
+        event = waiter.event
+        trail = Trail(event, on_drop=lambda count: _report_drop(event, count))
+        if not self._subscribe(trail, waiter, "joined", deadline):
+            return None
         with self._trails_lock:
-            if event not in self._trails:
-                trail = Trail(event, on_drop=lambda count: _report_drop(event, count))
-                self._link.subscribe(trail, "joined")
-                self._trails[event] = trail
-            return self._trails[event]
+            kept = None if self._closed else self._trails.setdefault(event, trail)
+        if kept is not trail:
+            self._link.unsubscribe(trail)  # two waits began at the same time, or the task was stopped meanwhile
+        return kept
 
     def _end_if_over(self, waiter: Waiter) -> None:
         if self._over is not None:

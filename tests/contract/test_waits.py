@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from taskbus.errors import Fenced, NotStarted, RunFinished, WaitTimeout
+from taskbus.task import Task
 from taskbus.testing import until
 from tests.contract.conftest import Join, StartTask
 
@@ -84,7 +85,7 @@ def test_waiters_end_when_another_process_has_this_nodes_id(start_task: StartTas
     a = start_task(node_id="a", heartbeat=0.2)
     with ThreadPoolExecutor(20) as pool:
         waits = [pool.submit(a.wait_for, "x", since=since) for since in ("now", "last") for _ in range(10)]
-        until(lambda: len(a._link.loop.sinks("x")) == 11 and len(a._waits._new_trail("x")._waiters) == 10)
+        until(lambda: len(a._link.loop.sinks("x")) == 11 and joined(a, "x") == 10)
         life = a._link.life  # type: ignore[attr-defined]
         life.calls.call(b"DEL", life.keys.node("a"))
         join(node_id="a")
@@ -109,6 +110,11 @@ def test_waiters_end_too_when_it_is_a_write_that_shows_that(start_task: StartTas
         with pytest.raises(Fenced, match="node id 'a'"):
             wait.result(2)
     until(lambda: left == ["asked to leave"])
+
+
+def joined(task: Task, event: str) -> int:
+    trail = task._waits._trails.get(event)
+    return len(trail._waiters) if trail is not None else 0
 
 
 def test_a_timeout_is_on_time_and_leaves_nothing_behind(start_task: StartTask) -> None:

@@ -27,7 +27,7 @@ SLACK = 2.0
 def entries_of(server: RedisServer, run_id: str, producer: str, event: str = "numbers") -> int:
     with server.client() as client:
         found = client.xrange(Keys(run_id).events(event)) or []
-        return sum(unpack(fields[b"f"], max_size=1 << 30).producer == producer for _, fields in found)  # type: ignore[misc, index, arg-type]
+        return sum(unpack(fields[b"f"], max_size=1 << 30).producer == producer for _, fields in found)
 
 
 def test_p0_29_of_two_nodes_that_claim_one_id_one_runs(redis_server: RedisServer) -> None:

@@ -86,7 +86,7 @@ def test_p0_26_each_listener_is_called_once_for_each_event(
         calls: Counter[tuple[int, int]] = Counter()
         once: list[int] = []
         for index in range(listeners):
-            hearer.on("x", lambda number, index=index: calls.update([(index, number)]))  # type: ignore[misc]
+            hearer.on("x", lambda number, index=index: calls.update([(index, number)]))
         hearer.once("x", once.append)
         for number in range(100):
             a.emit("x", number, transient=transient)

@@ -34,7 +34,7 @@ class Bus(Standalone):
         self.is_active = False
         super().stop(timeout)
 
-    def subscribe(self, sink: Any, since: str = "now") -> None:
+    def subscribe(self, sink: Any, since: str = "now", timeout: float | None = None) -> None:
         self._note(f"subscribe {since}")
         self.loop.attach(sink)
 

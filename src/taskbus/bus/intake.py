@@ -78,7 +78,7 @@ class Intake:
         sinks = self._loop.sinks(event)
         return [sink for sink in sinks if sink.ready] if event in self._lagging else sinks
 
-    def lag(self, sink: Sink) -> None:
+    def lag(self, sink: Sink, timeout: float) -> None:
         """Have ``sink`` take nothing but what the reader brings it, until it has caught up."""
         sink.ready = False
         with self._writer.numbering:
@@ -87,7 +87,7 @@ class Intake:
         self._loop.attach(sink)
         own = self._writer.sequence.get(sink.event, 0)
         if own:
-            self._writer.sync(self._config.op_timeout)  # a cursor behind them must find them in the stream
+            self._writer.sync(timeout)  # a cursor behind them must find them in the stream
         with self._writer.numbering:
             if sink in self._lagging.get(sink.event, {}):
                 self._lagging[sink.event][sink] = own

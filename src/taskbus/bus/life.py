@@ -315,20 +315,22 @@ class Life:
         except BusError as error:
             log.warning("%s was not emitted: %s", event, error)
 
-    def subscribe(self, sink: Sink, since: str) -> None:
-        """Attach ``sink``; on return the subscription holds."""
+    def subscribe(self, sink: Sink, since: str, timeout: float | None = None) -> None:
+        """Attach ``sink``; on return the subscription holds. Gives up after ``timeout`` s (``op_timeout``)."""
         self.check_place()
+        limit = self.config.op_timeout if timeout is None else min(timeout, self.config.op_timeout)
+        deadline = time.monotonic() + limit
         event = sink.event
         try:
             if since == "now":
                 self.loop.attach(sink)
                 if not self.reader.is_subscribed(event):
-                    self.reader.follow(event)
+                    self.reader.follow(event, limit)
             else:
                 cursor = Cursor.since(since, self.registry.joined)
-                self.intake.lag(sink)
-                self.reader.catch_up(sink, cursor)
-            self.channels.subscribe(event, self.config.op_timeout)
+                self.intake.lag(sink, limit)
+                self.reader.catch_up(sink, cursor, max(0.05, deadline - time.monotonic()))
+            self.channels.subscribe(event, max(0.05, deadline - time.monotonic()))
         except BaseException:
             self.unsubscribe(sink)
             raise

@@ -87,10 +87,10 @@ class Reader:
             stream.listened = time.monotonic()
             return True
 
-    def follow(self, event: str) -> None:
+    def follow(self, event: str, timeout: float) -> None:
         """Read ``event`` from where its stream ends now."""
         key = self._keys.events(event)
-        last, count = self._calls.script("tail", (self._keys.streams, key), (event,))
+        last, count = self._calls.script("tail", (self._keys.streams, key), (event,), timeout=timeout)
         if count == _NO_STREAM:
             raise BusDenied(f"key {key.decode()} holds something else than a stream in Redis at {self._where}")
         with self._lock:
@@ -98,20 +98,21 @@ class Reader:
             stream.listened = time.monotonic()
             if stream.shared is None:
                 stream.shared = Cursor(parse_id(last), count + 1 if count >= 0 else None)
-        self.wake()
+        self.wake(timeout)
 
-    def catch_up(self, sink: Sink, cursor: Cursor) -> None:
+    def catch_up(self, sink: Sink, cursor: Cursor, timeout: float) -> None:
         """Let ``sink`` take all after ``cursor``; on return it has had the first page."""
         laggard = Laggard(sink, cursor)
         alone = Stream(sink.event, self._keys.events(sink.event))
         alone.laggards.append(laggard)
-        page = self._calls.call(b"XRANGE", alone.key, b"(" + format_id(cursor.at), b"+", b"COUNT", _COUNT)
+        begin = b"(" + format_id(cursor.at)
+        page = self._calls.call(b"XRANGE", alone.key, begin, b"+", b"COUNT", _COUNT, timeout=timeout)
         self.taker.take(alone, alone.readers(), page)
         with self._lock:
             stream = self._streams.setdefault(sink.event, alone)
             if stream is not alone:
                 stream.laggards.append(laggard)
-        self.wake()
+        self.wake(timeout)
 
     def forget(self, sink: Sink) -> None:
         """Read no more for a sink that still catches up."""
@@ -137,14 +138,14 @@ class Reader:
             self.inbox_at = (0, 0)
             self._rewinds += 1
 
-    def wake(self) -> None:
+    def wake(self, timeout: float = 1.0) -> None:
         """Have the blocked read begin anew with the subscriptions as they are now."""
         with self._lock:
             blocked, self._blocked = self._blocked, False
         if not blocked or threading.current_thread() is self._thread:
             return
         try:
-            woken = self._calls.script("wake", (self.inbox,), (), timeout=1.0)
+            woken = self._calls.script("wake", (self.inbox,), (), timeout=min(1.0, timeout))
         except BusError:
             woken = 0
         if not woken:
