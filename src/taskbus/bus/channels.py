@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from taskbus.bus.wire import Backoff, Calls, Wire, pack
-from taskbus.errors import BusError, BusUnavailable
+from taskbus.errors import BusDenied, BusError, BusUnavailable
 
 if TYPE_CHECKING:
     from taskbus.bus.connect import Target
@@ -38,6 +38,9 @@ class Channels:
         self._wanted: set[str] = set()
         self._confirmed: set[str] = set()
         self._sent: set[str] = set()
+        self._denied: BusDenied | None = None
+        self._logged: type[BusError] | None = None
+        self._logged_at = 0.0
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         self._probed = 0.0
@@ -65,9 +68,14 @@ class Channels:
                 self._thread.start()
         self._calls.call(b"PUBLISH", self.probe_channel, b"wake", timeout=timeout)
         with self._changed:
-            if not self._changed.wait_for(
-                lambda: event in self._confirmed or self._stopping.is_set(), max(0.0, deadline - time.monotonic())
-            ):
+            over = self._changed.wait_for(
+                lambda: event in self._confirmed or self._denied is not None or self._stopping.is_set(),
+                max(0.0, deadline - time.monotonic()),
+            )
+            if self._denied is not None and event not in self._confirmed:
+                self._wanted.discard(event)  # the other channels shall work
+                raise BusDenied(str(self._denied), **self._denied.__dict__)
+            if not over:
                 raise BusUnavailable(
                     f"Redis at {self._where} did not confirm the channel of event {event!r}", event=event
                 )
@@ -121,12 +129,12 @@ class Channels:
                 self._open(first)
                 first = False
                 while not self._stopping.is_set():
-                    self._take(self._wire.check(self._wire.read()))
+                    self._take(self._read())
                     backoff.reset()
             except BusError as error:
                 self._wire.close()
+                self._refused(error)
                 if not self._stopping.is_set():
-                    log.info("%s; transient events may be missed until it is back", error)
                     self._stopping.wait(backoff.next())
             except Exception:
                 log.exception(
@@ -135,6 +143,17 @@ class Channels:
                 self._wire.close()
                 self._stopping.wait(backoff.next())
         self._wire.close()
+
+    def _refused(self, error: BusError) -> None:
+        if self._stopping.is_set():
+            return
+        if type(error) is not self._logged or time.monotonic() - self._logged_at > 10.0:
+            self._logged, self._logged_at = type(error), time.monotonic()
+            log.warning("%s; transient events may be missed until it is back", error)
+        if isinstance(error, BusDenied):
+            with self._changed:
+                self._denied = error
+                self._changed.notify_all()
 
     def _open(self, first: bool) -> None:
         self._wire.open()
@@ -147,12 +166,20 @@ class Channels:
             [pack(b"SUBSCRIBE", self.probe_channel, *(self._keys.channel(event) for event in sorted(self._sent)))]
         )
 
+    def _read(self) -> Any:
+        reply = self._wire.read()
+        if isinstance(reply, Exception):
+            channels = sorted(self._keys.channel(event).decode() for event in self._sent - self._confirmed)
+            raise self._wire.explain(reply, f"SUBSCRIBE {' '.join(channels)}")
+        return reply
+
     def _take(self, message: Any) -> None:
         self.sign_of_life = time.monotonic()
         kind, channel = message[0], message[1]
         if kind == b"subscribe":
             if channel != self.probe_channel:
                 with self._changed:
+                    self._denied = None
                     self._confirmed.add(self._keys.event_of(channel))
                     self._changed.notify_all()
                 return

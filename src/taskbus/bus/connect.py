@@ -102,9 +102,11 @@ _DENIED = (
     driver.DataError,
 )
 
-_NO_RIGHT = (  # what the server says of a command inside a script
+_NO_RIGHT = (  # what the server says without a class of its own in the driver
     "The user executing the script can't",
     "ACL failure in script",
+    "NOAUTH",
+    "unauthenticated",
 )
 
 

@@ -346,11 +346,11 @@ def check_version(calls: Calls, where: str) -> None:
     """Refuse a server below 7.0 with one sentence; a server that does not say its version is taken at its word."""
     try:
         hello = calls.call(b"HELLO")
-    except Exception as error:
-        if "HELLO" not in str(error).upper():
-            raise
+    except BusError as error:
         if "unknown command" in str(error).lower():
             raise ConfigError(f"Redis at {where} is older than 6.0; taskbus needs Redis 7.0 or Valkey") from None
+        if "NOPERM" not in str(error):
+            raise
         return
     fields = dict(zip(hello[::2], hello[1::2], strict=False))
     version, server = fields.get(b"version", b"").decode(), fields.get(b"server", b"").decode()

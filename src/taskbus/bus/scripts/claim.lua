@@ -20,6 +20,17 @@ if holder[1] and holder[1] ~= token then return {'TAKEN', holder[2] or '', holde
 -- A life that was away and whose id had another owner since stays out, even if that one has left.
 local owner = redis.call('GET', node .. ':owner')
 if ARGV[11] == '1' and owner and owner ~= token then return {'TAKEN', '', '', ''} end
+-- All or nothing: a key of the wrong type would end this script in the middle.
+local inbox = node .. ':inbox'
+local kinds = {[KEYS[1]] = 'set', [KEYS[2]] = 'set', [KEYS[3]] = 'string', [KEYS[4]] = 'hash', [inbox] = 'stream'}
+for i = 12, #ARGV do kinds[prefix .. 'label:' .. ARGV[i]] = 'set' end
+for key, kind in pairs(kinds) do
+  local held = redis.call('TYPE', key)
+  held = held.ok or held
+  if held ~= 'none' and held ~= kind then
+    return redis.error_reply('WRONGTYPE key ' .. key .. ' holds a ' .. held .. ' instead of a ' .. kind)
+  end
+end
 redis.call('SET', node .. ':owner', token, 'PX', ttl)
 local time = redis.call('TIME')
 local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
@@ -36,7 +47,6 @@ for i = 12, #ARGV do
   redis.call('PEXPIRE', prefix .. 'label:' .. ARGV[i], ttl)
 end
 -- Whoever held this id before reads here that it does not any more.
-local inbox = node .. ':inbox'
 local last = redis.call('XADD', inbox, 'MAXLEN', '~', '100', '*', 'k', 'claim', 'token', token)
 redis.call('PEXPIRE', inbox, ttl)
 for i = 1, 3 do redis.call('PEXPIRE', KEYS[i], ttl) end

@@ -1,0 +1,425 @@
+"""Data that nobody should have written: garbage, wrong types, pickles, giants; and rights that are missing."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taskbus import Router, codec, frame
+from taskbus.bus.keys import Keys
+from taskbus.errors import BusDenied, BusError, EncodeError
+from taskbus.proxy import Proxy
+from taskbus.testing import RedisServer, until
+from tests.faults.conftest import FAST, FULL, MakeNode, nobody_is_deaf, scaled
+from tests.faults.node import LogLines, Node
+from tests.faults.oracle import judge
+from tests.faults.test_redis_away import PAUSE, seconds
+
+
+def test_p0_37_a_slow_reader_behind_the_trimming(
+    redis_server: RedisServer, proxy: Proxy, nodes: MakeNode, run_id: str, log_lines: LogLines
+) -> None:
+    """What was trimmed before it was read is an exact number, said once; then the reader goes on."""
+    a = nodes("a", retention_events=1000)
+    b = nodes("b", "numbers", url=proxy.url)
+    missed = 0
+    for _ in range(scaled(4, 20)):
+        reader = proxy.find(b"XREAD")
+        assert reader is not None
+        proxy.blackhole(connection=reader)
+        a.pour(5000, each=500)
+        proxy.heal()
+        last = max(a.ledger.acked)
+        until(lambda last=last: b.heard["numbers"] and b.heard["numbers"][-1][1] == last, 5)  # type: ignore[misc]
+        said = [text for text in log_lines.texts("ERROR") if "trimmed before" in text]
+        truly = len(a.ledger.acked) - len(b.heard["numbers"])
+        assert b.router.stats().missed == truly
+        assert truly > missed
+        missed = truly
+        a.emit()
+        assert a.sync()
+    assert len(said) == scaled(4, 20)
+    verdict = judge([a.ledger], b.heard["numbers"])
+    assert not (verdict.repeated or verdict.ghosts or verdict.disorder)
+    assert not b.state_losses
+
+
+def garbage(dice: random.Random) -> Iterator[bytes]:
+    """Bodies that are no frame of ours, without end."""
+    good = frame.pack("p", 1, 1, b'[[["x",1,1]]]')
+    while True:
+        yield b""
+        yield dice.randbytes(dice.randrange(1, 300))
+        yield b'{"event": "numbers", "args": [1, 2, 3]}'
+        yield good[: dice.randrange(1, len(good) - 1)]
+        yield good[:4] + bytes([99]) + good[5:]  # a version to come
+        yield good[:-1] + bytes([good[-1] ^ 1])
+        yield good + b"more"
+        yield pickle.dumps({"a": 1})
+        yield b"\xff\xfe" * 50
+
+
+def test_p0_38_foreign_garbage_in_our_stream(redis_server: RedisServer, nodes: MakeNode, run_id: str) -> None:
+    """Each piece is counted and passed over; what is ours arrives, and the reader never starts anew."""
+    a, b = nodes("a", "numbers"), nodes("b", "numbers")
+    dice, key = random.Random(38), Keys(run_id).events("numbers")
+    bodies = garbage(dice)
+    injected = scaled(300, 1000)
+    with redis_server.client() as client:
+        for number in range(injected):
+            fields: dict[Any, Any] = {b"f": next(bodies)}
+            if number % 5 == 1:
+                fields = {b"other": b"x", b"f": b"y"}
+            elif number % 50 == 2:
+                fields = {f"field{n}".encode(): b"" for n in range(2000)}
+            elif number % 5 == 3:
+                fields = {b"\xff\x00\xfe": next(bodies)}
+            elif number % 5 == 4:
+                fields = {b"f": next(bodies) or b"-", b"\xfe": b""}
+            client.xadd(key, fields)
+            if number % 10 == 0:
+                a.emit()
+                a.sync()
+    for node in (a, b):
+        until(lambda node=node: sum(node.router.stats().rejected.values()) == injected, 5)  # type: ignore[misc]
+    until(lambda: len(b.heard["numbers"]) == len(a.ledger.acked), 5)
+    assert judge([a.ledger], b.heard["numbers"]).clean
+    nobody_is_deaf([a, b])
+    for node in (a, b):
+        assert node.router.stats().reconnects == 0
+        assert not node.state_losses
+        assert node.router.stats().missed == 0
+
+
+def test_p0_39_foreign_garbage_on_our_channel(redis_server: RedisServer, nodes: MakeNode, run_id: str) -> None:
+    """The same over pub/sub, with pieces of 10 MB; transient events between them arrive."""
+    a, b = nodes("a"), nodes("b", "numbers")
+    bodies, channel = garbage(random.Random(39)), Keys(run_id).channel("numbers")
+    injected = scaled(300, 1000)
+    heard: list[int] = []
+    b.router.on("light", heard.append)
+    b.router.on("numbers", lambda *args: heard.append(args[1]))
+    with redis_server.client() as client:
+        for number in range(injected):
+            body = next(bodies)
+            client.publish(channel, body if number % 100 else dice_bytes(10_000_000))
+            if number % 100 == 0:
+                until(lambda number=number: sum(b.router.stats().rejected.values()) == number + 1, 10)  # type: ignore[misc]
+            if number % 10 == 0:
+                a.router.emit("numbers", "a", number, number, transient=True)
+    until(lambda: sum(b.router.stats().rejected.values()) == injected, 5)
+    until(lambda: heard == list(range(0, injected, 10)), 5)
+    assert b.router.stats().gaps == 0
+    assert b.router.stats().reconnects == 0
+    nobody_is_deaf([a, b])
+
+
+def dice_bytes(size: int) -> bytes:
+    return random.Random(size).randbytes(1000) * (size // 1000)
+
+
+TYPES: dict[str, Callable[[Any, Any], object]] = {
+    "string": lambda client, key: client.set(key, "x", ex=60),
+    "list": lambda client, key: client.rpush(key, "x"),
+    "hash": lambda client, key: client.hset(key, "x", "y"),
+    "set": lambda client, key: client.sadd(key, "x"),
+    "zset": lambda client, key: client.zadd(key, {"x": 1}),
+    "stream": lambda client, key: client.xadd(key, {"x": "y"}),
+}
+
+OURS: dict[str, tuple[str, Callable[[Keys, str], bytes]]] = {
+    "nodes": ("set", lambda keys, producer: keys.nodes),
+    "labels": ("set", lambda keys, producer: keys.labels),
+    "label": ("set", lambda keys, producer: keys.label("red")),
+    "epoch": ("string", lambda keys, producer: keys.epoch),
+    "finish": ("hash", lambda keys, producer: keys.finish),
+    "node": ("hash", lambda keys, producer: keys.node("a")),
+    "inbox": ("stream", lambda keys, producer: keys.inbox("a")),
+    "streams": ("hash", lambda keys, producer: keys.streams),
+    "producer": ("hash", lambda keys, producer: keys.producer(producer)),
+    "events": ("stream", lambda keys, producer: keys.events("numbers")),
+}
+
+
+@pytest.mark.parametrize("which", OURS)
+def test_p0_40_a_key_of_ours_has_the_wrong_type(which: str, redis_server: RedisServer, log_lines: LogLines) -> None:
+    """At start it is refused and named; in mid-run it is named, nothing crashes or hangs, and ``stop`` works."""
+    right, choose = OURS[which]
+    wrong = [kind for kind in TYPES if kind != right]
+    dice = random.Random(which)
+    for number, kind in enumerate(wrong if FULL else dice.sample(wrong, 2)):
+        client = redis_server.client()
+        run = f"{which}{number}"
+        keys = Keys(run)
+        settings: dict[str, Any] = {"labels": {"red"}, **FAST, "heartbeat": 0.05, "stop_timeout": 1.0}
+        if which not in ("streams", "producer", "events"):
+            key = choose(keys, "")
+            TYPES[kind](client, key)
+            client.expire(key, 60)
+            router = Router(redis_server.url, run_id=run, node_id="a", **settings)
+            with pytest.raises(BusDenied, match=key.decode().replace("{", r"\{")):
+                router.start()
+            client.delete(key)
+        a, b = Node(redis_server.url, run, "a", **settings), Node(redis_server.url, run, "b", **settings)
+        a.start("numbers")
+        b.start("numbers", "other")
+        a.pour(5)
+        key = choose(keys, a.router.life.producer)
+        log_lines.lines.clear()
+        client.delete(key)
+        TYPES[kind](client, key)
+        client.expire(key, 60)
+        a.emit()
+        name = key.decode()
+        until(lambda name=name: any(name in text for text in log_lines.texts()), 6, f"{name} is named")  # type: ignore[misc]
+        until(lambda a=a, name=name: not a.sync(1) and name in a.errors[-1], 6, "the caller is told")  # type: ignore[misc]
+        if which == "events":
+            b.router.emit("other", "b", 1, 1)
+            until(lambda b=b: b.heard["other"], 3, "other streams are read on")  # type: ignore[misc]
+        assert not [text for text in log_lines.texts() if "unforeseen" in text]
+        for node in (a, b):
+            assert seconds(node.stop) <= 1.5
+        client.delete(key)
+        for left in client.scan_iter(f"taskbus:{{{run}}}:*"):
+            assert client.ttl(left) > 0, left
+        client.close()
+
+
+class Bomb:
+    """Unpickled, it leaves a file behind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (str(self.path),))
+
+
+def test_p0_41_a_pickle_bomb(redis_server: RedisServer, nodes: MakeNode, run_id: str, tmp_path: Path) -> None:
+    """Pickles in every place of a frame, tagged as such or not: none is ever loaded, each is counted."""
+    canary = tmp_path / "canary"
+    text, buffers = codec.encode_pickle((Bomb(canary),), {})
+    raw = bytes(buffers[0])
+    assert pickle.loads(raw.replace(str(canary).encode(), str(canary).encode())) is not None
+    canary.rmdir()
+    secret = b"the secret of somebody else"
+    bodies = [
+        raw,
+        frame.pack("p", 1, 1, b"[" + text + b"]", buffers),
+        frame.pack("p", 1, 1, b"[" + text + b"]", buffers, secret=secret),
+        frame.pack("p", 1, 1, b'[[["x"],{},1,"pickle"]]', buffers),
+        frame.pack("p", 1, 1, b'[[[{"!pickle":0}],{},1]]', buffers),
+        frame.pack("p", 1, 1, b'[[["x"],{},1,"torch"]]', buffers),
+        frame.pack("p", 1, 1, raw, ()),
+        frame.pack("p", 1, 1, b"[" + raw + b"]", buffers),
+    ]
+    a = nodes("a", "numbers")
+    injected = 100
+    with redis_server.client() as client:
+        beside, chunks = frame.pack_blob("p", 1, b"[" + text + b"]", buffers, blob="bomb")
+        client.set(Keys(run_id).blob("bomb"), b"".join(bytes(chunk) for chunk in chunks), ex=60)
+        bodies.append(beside)
+        for number in range(injected):
+            body = bodies[number // 2 % len(bodies)]
+            if number % 2 and body is not beside:
+                client.publish(Keys(run_id).channel("numbers"), body)
+            else:
+                client.xadd(Keys(run_id).events("numbers"), {b"f": body})
+        client.expire(Keys(run_id).events("numbers"), 60)
+        client.xadd(Keys(run_id).inbox("a"), {b"k": raw, b"token": raw})
+    until(lambda: sum(a.router.stats().rejected.values()) == injected, 5, "all are counted")
+    assert not canary.exists()
+    assert not a.heard["numbers"]
+    nobody_is_deaf([a])
+
+
+def test_p0_42_bad_values_at_emit(nodes: MakeNode) -> None:
+    """Each value arrives as it was, or the emit raises and sends nothing: none is changed silently."""
+    a, b = nodes("a"), nodes("b")
+    got: list[Any] = []
+    b.router.on("value", got.append)
+    cycle: list[Any] = []
+    cycle.append(cycle)
+    deep: Any = 1
+    for _ in range(100_000):
+        deep = [deep]
+    fair: Any = 1
+    for _ in range(60):
+        fair = [fair]
+    values: list[Any] = [
+        float("inf"),
+        {"a": [float("-inf"), (1, 2)]},
+        2**64,
+        -(2**63) - 1,
+        "\ud800",
+        {b"key": 1},
+        {1: "a", "1": "b"},
+        {1, 2},
+        frozenset("ab"),
+        cycle,
+        deep,
+        fair,
+        object(),
+        type("Text", (str,), {})("sub"),
+        b"\x00\xff",
+        10**400,
+        {"": None, "\0": True},
+        lambda: None,
+        (1, (2, [3, {4: 5}])),
+        1e-320,
+    ]
+    raised = 0
+    for value in values:
+        got.clear()
+        try:
+            a.router.emit("value", value)
+        except EncodeError:
+            raised += 1
+            continue
+        a.router.sync()
+        until(lambda: got, 3)
+        assert type(got[0]) is type(value)
+        assert got == [value]
+    assert raised == 6  # the surrogate, the cycle, the depth, the object, the subclass, the function
+    a.router.emit("value", float("nan"))
+    got.clear()
+    until(lambda: got and got[0] != got[0], 3)
+
+
+def test_p0_44_giant_payloads(redis_server: RedisServer, nodes: MakeNode, run_id: str) -> None:
+    """Too large is refused before anything is sent; what is within the limit arrives, and no heartbeat starves."""
+    a, b = nodes("a", **FAST), nodes("b", **FAST)
+    got: list[Any] = []
+    b.router.on("large", got.append)
+    b.router.on("light", got.append)
+    gone: list[Any] = []
+    b.router.on("taskbus.node_left", lambda node, reason: gone.append(node))
+    giant = bytes(600 << 20)
+    began = time.monotonic()
+    with pytest.raises(EncodeError, match="max_payload"):
+        a.router.emit("large", giant)
+    assert time.monotonic() - began <= 0.5
+    with pytest.raises(EncodeError, match="transient"):
+        a.router.emit("light", giant[: 40 << 20], transient=True)
+    del giant
+    for size in (1 << 20, 8 << 20, 64 << 20):
+        data = dice_bytes(size)
+        began = time.monotonic()
+        a.router.emit("large", data)
+        until(lambda: got, 30, f"{size} bytes arrive")
+        assert size > 8 << 20 or time.monotonic() - began <= 5
+        assert got.pop() == data
+        assert a.router.stats().heartbeat_age < 2.0
+        assert b.router.stats().heartbeat_age < 2.0
+    a.router.emit("light", dice_bytes(1 << 20), transient=True)
+    until(lambda: got, 5)
+    assert not gone
+    assert b.router.stats().gaps == 0
+
+
+RIGHTS = [
+    *("hello", "auth", "ping", "select", "eval", "evalsha", "wait", "time", "type", "exists", "get", "set", "del"),
+    *("unlink", "pexpire", "pttl", "hget", "hset", "hsetnx", "hmget", "hgetall", "hdel", "sadd", "srem", "sismember"),
+    *("smembers", "xadd", "xread", "xrange", "xrevrange", "xtrim", "xinfo", "lindex", "lpop", "rpush", "publish"),
+    "subscribe",
+]
+NOT_NEEDED = {"hello", "ping", "select", "wait", "auth", "pttl", "hdel"}
+
+
+def scenario(url: str, run: str) -> None:
+    """One of everything, which raises the first thing that stands in the way."""
+    settings: dict[str, Any] = {
+        "labels": {"red"},
+        **FAST,
+        "heartbeat": 0.05,
+        "retention_events": 8,
+        "stop_timeout": 1.0,
+    }
+    got: list[object] = []
+    with Router(url, run_id=run, node_id="a", **settings) as a:
+        a.on("numbers", got.append, since="start")
+        for number in range(40):
+            a.emit("numbers", number)
+            a.sync(2)
+        a.emit("large", bytes(300_000))
+        a.on("large", got.append, since="start")
+        a.emit("light", 1, transient=True)
+        a.sync(2)
+        until(lambda: len(got) == 81, 2)
+        a.nodes()
+        a.barrier("here", 1, 1)
+        PAUSE.wait(1.0)  # some twenty heartbeats
+        a.sync(2)
+        a.finish("done")
+
+
+def test_p0_46_rights_one_by_one(redis_server: RedisServer, log_lines: LogLines) -> None:
+    """A user limited to the run's keys and channels works; each right that is missing is named."""
+    with redis_server.client() as client:
+        for number, missing in enumerate(["", *RIGHTS]):
+            run = f"rights{number}"
+            client.acl_setuser("node", enabled=True, reset=True, passwords=["+sesame"])
+            allowed = [f"+{command}" for command in RIGHTS if command != missing]
+            client.execute_command("ACL", "SETUSER", "node", f"~taskbus:{{{run}}}:*", f"&taskbus:{{{run}}}:*", *allowed)
+            log_lines.lines.clear()
+            said: list[str] = []
+            try:
+                scenario(f"redis://node:sesame@127.0.0.1:{redis_server.port}/0", run)
+            except BusError as error:
+                said = [str(error)]
+            said += log_lines.texts()
+            assert not any("sesame" in text for text in said)
+            assert not any("unforeseen" in text for text in said), said
+            if missing and missing not in NOT_NEEDED:
+                named = [text for text in said if missing in text.lower() and "taskbus:{" in text]
+                assert named, f"{missing} is not named: {said}"
+            else:
+                assert said == [text for text in said if "silent" in text], f"without {missing or 'nothing'}: {said}"
+            client.acl_deluser("node")
+
+
+@pytest.mark.parametrize("who", ["wrong password", "no password", "unknown user"])
+def test_p0_46_login(who: str, redis_server: RedisServer, run_id: str, log_lines: LogLines) -> None:
+    """Refused at once, with two attempts at most, and without the password in any word of ours."""
+    given = {"wrong password": ":swordfish@", "no password": "", "unknown user": "nobody:swordfish@"}[who]
+    with redis_server.client() as client:
+        client.config_set("requirepass", "sesame")
+        client.auth("sesame")
+        client.acl_log_reset()
+        router = Router(f"redis://{given}127.0.0.1:{redis_server.port}/0", run_id=run_id)
+        began = time.monotonic()
+        with pytest.raises(BusDenied) as caught:
+            router.start()
+        assert time.monotonic() - began <= 2.0
+        words = [str(caught.value), repr(caught.value), repr(router), repr(router.config), *log_lines.texts()]
+        assert not any("swordfish" in word or "sesame" in word for word in words)
+        attempts = sum(int(entry["count"]) for entry in client.acl_log() if entry["reason"] == "auth")
+        assert attempts <= 2
+        client.config_set("requirepass", "")
+    router.stop()
+
+
+def test_p0_46_a_channel_that_is_forbidden(redis_server: RedisServer, run_id: str, log_lines: LogLines) -> None:
+    with redis_server.client() as client:
+        client.execute_command("ACL", "SETUSER", "node", "on", ">sesame", "allkeys", "allcommands", "resetchannels")
+        client.execute_command("ACL", "SETUSER", "node", f"&taskbus:{{{run_id}}}:node:*")
+        router = Router(f"redis://node:sesame@127.0.0.1:{redis_server.port}/0", run_id=run_id)
+        router.start()
+        began = time.monotonic()
+        with pytest.raises(BusDenied, match="transient:numbers"):
+            router.on("numbers", print)
+        assert time.monotonic() - began <= 2.0
+        router.emit("other", 1)
+        router.sync()
+        router.emit("other", 1, transient=True)
+        with pytest.raises(BusDenied, match="transient:other"):
+            until(lambda: router.sync(1), 2)
+        router.stop()
+        assert not any("sesame" in text for text in log_lines.texts())
