@@ -196,10 +196,10 @@ class Writer(Outbox):
         for position in range(2, len(answer), 2):
             stream = packed.streams[int(answer[position])]
             text = answer[position + 1].decode(errors="replace")
-            event = self._keys.event_of(stream)
-            self.denied = BusDenied(
-                f"Redis at {self._where} refuses event {event!r}: XADD {stream.decode()} gives {text}", event=event
-            )
+            what = f"refuses event {self._keys.event_of(stream)!r}: XADD {stream.decode()} gives {text}"
+            if text.startswith("KEPT "):
+                what = f"has taken event {self._keys.event_of(stream)!r}, but refuses {text[5:]}"
+            self.denied = BusDenied(f"Redis at {self._where} {what}", event=self._keys.event_of(stream))
             log.error("%s", self.denied)
         if self._replicas:
             self._wait_for_replicas()

@@ -26,6 +26,22 @@ for i = 4, #KEYS do
   if blob ~= '' and redis.call('EXISTS', prefix .. 'blob:' .. blob) == 0 then return {'NOBLOB', blob} end
 end
 
+-- What is done beside the entry must not end the script in the middle: the batch would be written again.
+local answer, errors = {'OK', last}, {}
+local frame_now = 0
+local function report(text)
+  answer[#answer + 1], answer[#answer + 2] = frame_now, text
+  errors[#errors + 1], errors[#errors + 2] = frame_now, text
+end
+local function try(command, ...)
+  local reply = redis.pcall(command, ...)
+  if type(reply) == 'table' and reply.err then
+    report('KEPT ' .. command .. ' ' .. (...) .. ': ' .. reply.err)
+    return false
+  end
+  return reply
+end
+
 -- Forget what no retention asks for: marks is a list of "ordinal bytes ms-seq;", oldest first.
 local function trim(event, stream, n, b, marks)
   local first, rest = string.match(marks, '^([^;]*);(.*)$')
@@ -38,15 +54,15 @@ local function trim(event, stream, n, b, marks)
   end
   if moved then
     local o, id = string.match(first, '^(%d+) %d+ (.*)$')
-    redis.call('XTRIM', stream, 'MINID', '=', id)
+    try('XTRIM', stream, 'MINID', '=', id)
     local blobs = prefix .. 'blobs:' .. event
     while true do
-      local oldest = redis.call('LINDEX', blobs, 0)
+      local oldest = try('LINDEX', blobs, 0)
       if not oldest then break end
       local ordinal, blob = string.match(oldest, '^(%d+) (.*)$')
       if tonumber(ordinal) >= tonumber(o) then break end
-      redis.call('LPOP', blobs)
-      redis.call('UNLINK', prefix .. 'blob:' .. blob)
+      if not try('LPOP', blobs) then break end
+      try('UNLINK', prefix .. 'blob:' .. blob)
     end
   end
   return first .. ';' .. rest
@@ -65,9 +81,9 @@ local function recount(stream)
   return 0
 end
 
-local answer, errors = {'OK', last}, {}
 for i = 4, #KEYS do
   local a = 8 + (i - 4) * 5
+  frame_now = i - 4
   local event, count, size, frame, blob = ARGV[a], tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2]), ARGV[a + 3], ARGV[a + 4]
   -- n: events so far, b: bytes so far, ms: time of the last id; mark_*: where the last mark stands
   local n, b, ms, mark_n, mark_b, mark_ms, marks = 0, 0, 0, -1, 0, 0, ''
@@ -99,11 +115,10 @@ for i = 4, #KEYS do
     end
   end
   if type(id) == 'table' then
-    answer[#answer + 1], answer[#answer + 2] = i - 4, id.err
-    errors[#errors + 1], errors[#errors + 2] = i - 4, id.err
+    report(id.err)
   else
     if blob ~= '' then
-      redis.call('RPUSH', prefix .. 'blobs:' .. event, seq .. ' ' .. blob)
+      try('RPUSH', prefix .. 'blobs:' .. event, seq .. ' ' .. blob)
       redis.call('PEXPIRE', prefix .. 'blobs:' .. event, run_ttl)
     end
     if fresh or n - mark_n >= keep_events / 8 or b - mark_b >= keep_bytes / 8 or ms - mark_ms >= keep_ms / 8 then
