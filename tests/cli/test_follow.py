@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from taskbus.testing import until
+from taskbus.testing import LinkedNodes, until
 from tests.cli.conftest import Shell
 
 
@@ -69,6 +69,14 @@ def test_waiting_and_looking_on_leave_no_trace(shell: Shell) -> None:
     assert shell.keys() == before
     assert not heard
     assert len(node.nodes()) == 1
+
+
+def test_who_waits_for_the_dead_is_told_of_them(shell: Shell) -> None:
+    with LinkedNodes(shell.url, run_id=shell.run_id) as nodes:
+        nodes.node(node_id="alive")
+        nodes.node(node_id="dead").kill()
+        told = json.loads(shell.ok("wait", "taskbus.node_left", "--timeout", "20"))
+        assert told["kwargs"] == {"node": "dead", "reason": "expired"}
 
 
 def test_tail_since_start_tells_all_that_is_kept_in_order(shell: Shell) -> None:

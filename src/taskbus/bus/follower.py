@@ -103,6 +103,10 @@ class Follower:
             if found or (time.monotonic() >= deadline and not self._is_behind()):
                 return found
 
+    def matches(self, event: str) -> bool:
+        """Whether events of that name are followed."""
+        return any(fnmatchcase(event, pattern) for pattern in self._patterns)
+
     def close(self) -> None:
         self._wire.close()
 
@@ -116,7 +120,7 @@ class Follower:
         self._looked = time.monotonic()
         known = self._guest.streams()
         exact = [pattern for pattern in self._patterns if not _GLOB & set(pattern)]
-        wanted = [name for name in known if any(fnmatchcase(name, pattern) for pattern in self._patterns)]
+        wanted = [name for name in known if self.matches(name)]
         new = [name for name in dict.fromkeys((*wanted, *exact)) if name not in self._streams]
         begins = self._begin(new) if first else {name: Cursor((0, 0), 1) for name in new}
         for name in new:

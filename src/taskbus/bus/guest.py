@@ -99,6 +99,13 @@ class Guest:
         keys = (self.keys.epoch, self.keys.finish, self.keys.streams, self.keys.nodes)
         return bool(self.calls.call(b"EXISTS", *keys))
 
+    def sweep(self) -> list[str]:
+        """Take the nodes whose lease ran out off the registry and tell the run, as a node does that waits for that."""
+        gone = self._registry.sweep()
+        for node_id in gone:
+            self.emit("taskbus.node_left", (), {"node": node_id, "reason": "expired"})
+        return gone
+
     # Doing -----------------------------------------------------------------------------------------------------------
 
     def finish(self, reason: str) -> FinishInfo:

@@ -141,6 +141,8 @@ def _pages(guest: Guest, follower: Follower, deadline: float, follow: bool) -> I
             if is_over or not follow or time.monotonic() >= deadline:
                 return
             is_over = guest.finished() is not None  # what was emitted before it is read once more
+            if follower.matches("taskbus.node_left"):
+                guest.sweep()
         except BusUnavailable as error:
             note(f"{error}; trying again")
             delay = min(backoff.next(), deadline - time.monotonic())
