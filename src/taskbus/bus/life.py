@@ -40,7 +40,6 @@ log = logging.getLogger("taskbus")
 
 _ENDS_OF_NODES = ("taskbus.node_left", "taskbus.node_failed")
 
-
 _lives: WeakSet[Life] = WeakSet()
 
 
@@ -108,7 +107,7 @@ class Life:
             self.finish.learn()
         for part in (self.writer, self.reader, self.heart):
             part.start()
-        atexit.register(self._stop_at_exit)
+        atexit.register(self.stop, "exited")
         self.announce("taskbus.node_joined", labels=sorted(self.registry.labels))
 
     def _claim(self) -> None:
@@ -156,7 +155,7 @@ class Life:
             if self._leaving:
                 return 0
             self._leaving = True
-        atexit.unregister(self._stop_at_exit)
+        atexit.unregister(self.stop)
         budget = self.config.stop_timeout if timeout is None else timeout
         deadline = time.monotonic() + budget
         self.announce("taskbus.node_left", reason="failed" if self.failed else reason)
@@ -192,9 +191,6 @@ class Life:
         self.heart.stop(deadline)
         self.reader.stop(deadline)
         self.barriers.notify()
-
-    def _stop_at_exit(self) -> None:
-        self.stop("exited")
 
     def check_alive(self) -> None:
         """Raise what keeps this life from being used."""
