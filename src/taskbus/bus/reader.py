@@ -268,7 +268,7 @@ class Reader:
         self._wire.send([pack(b"XREAD", b"COUNT", _COUNT, b"BLOCK", block, b"STREAMS", *places, *places.values())])
         reply = self._wire.read()
         try:
-            return dict(self._wire.check(reply, "XREAD") or ())
+            return dict(self._wire.check(reply, b" ".join((b"XREAD", *places)).decode()) or ())
         except BusDenied as error:
             if not error.__dict__.get("wrong"):
                 raise

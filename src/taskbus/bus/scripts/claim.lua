@@ -31,23 +31,27 @@ for key, kind in pairs(kinds) do
     return redis.error_reply('WRONGTYPE key ' .. key .. ' holds a ' .. held .. ' instead of a ' .. kind)
   end
 end
+-- Each key gets its time to live right after it was written, so that none stays for ever where a right is missing.
+redis.call('PEXPIRE', KEYS[1], ttl)
 redis.call('SET', node .. ':owner', token, 'PX', ttl)
 local time = redis.call('TIME')
 local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
-redis.call('SET', KEYS[3], ARGV[6] .. '@' .. now, 'NX')  -- random, and when the run began
+redis.call('SET', KEYS[3], ARGV[6] .. '@' .. now, 'NX', 'PX', ttl)  -- random, and when the run began
+redis.call('PEXPIRE', KEYS[3], ttl)
 local finish = redis.call('HGETALL', KEYS[4])
-redis.call('HSETNX', node, 'started', now)
-redis.call('HSET', node, 'token', token, 'lease', lease, 'host', ARGV[7], 'pid', ARGV[8], 'role', ARGV[9], 'step', ARGV[10],
-  'healthy', '1', 'labels', table.concat(ARGV, ',', 12))
-redis.call('PEXPIRE', node, lease)
-redis.call('SADD', KEYS[1], id)
-for i = 12, #ARGV do
-  redis.call('SADD', KEYS[2], ARGV[i])
-  redis.call('SADD', prefix .. 'label:' .. ARGV[i], id)
-  redis.call('PEXPIRE', prefix .. 'label:' .. ARGV[i], ttl)
-end
 -- Whoever held this id before reads here that it does not any more.
 local last = redis.call('XADD', inbox, 'MAXLEN', '~', '100', '*', 'k', 'claim', 'token', token)
 redis.call('PEXPIRE', inbox, ttl)
-for i = 1, 3 do redis.call('PEXPIRE', KEYS[i], ttl) end
+redis.call('HSET', node, 'token', token, 'lease', lease, 'host', ARGV[7], 'pid', ARGV[8], 'role', ARGV[9], 'step', ARGV[10],
+  'healthy', '1', 'labels', table.concat(ARGV, ',', 12))
+redis.call('PEXPIRE', node, lease)
+redis.call('HSETNX', node, 'started', now)
+redis.call('SADD', KEYS[1], id)
+redis.call('PEXPIRE', KEYS[1], ttl)
+for i = 12, #ARGV do
+  for key, member in pairs({[KEYS[2]] = ARGV[i], [prefix .. 'label:' .. ARGV[i]] = id}) do
+    redis.call('SADD', key, member)
+    redis.call('PEXPIRE', key, ttl)
+  end
+end
 return {'OK', id, redis.call('GET', KEYS[3]), now, last, finish, holder[1] and 0 or 1}

@@ -8,7 +8,7 @@ for i = 2, #KEYS do
   local state = redis.call('HGET', KEYS[1], ARGV[i - 1])
   if redis.call('EXISTS', KEYS[i]) == 1 then
     local info = redis.pcall('XINFO', 'STREAM', KEYS[i])
-    if info.err and not string.find(info.err, 'WRONGTYPE', 1, true) then return info end
+    if info.err and not string.find(info.err, 'WRONGTYPE', 1, true) then redis.call('XINFO', 'STREAM', KEYS[i]) end
     count = info.err and -2 or -1
     for k = 1, #info, 2 do
       if info[k] == 'last-generated-id' then last = info[k + 1] end
