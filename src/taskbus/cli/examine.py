@@ -84,6 +84,7 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("SET", "KEY", "v", "PX", str(_PROBE_TTL)),
     ("GET", "KEY"),
     ("EXISTS", "KEY"),
+    ("TYPE", "KEY"),
     ("PTTL", "KEY"),
     ("PEXPIRE", "KEY", str(_PROBE_TTL)),
     ("HSET", "KEY:hash", "f", "v"),
@@ -106,12 +107,14 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("XADD", "KEY:stream", "*", "f", "v"),
     ("PEXPIRE", "KEY:stream", str(_PROBE_TTL)),
     ("XRANGE", "KEY:stream", "-", "+", "COUNT", "1"),
+    ("XREVRANGE", "KEY:stream", "+", "-", "COUNT", "1"),
     ("XREAD", "COUNT", "1", "STREAMS", "KEY:stream", "0"),
     ("XINFO", "STREAM", "KEY:stream"),
     ("XTRIM", "KEY:stream", "MINID", "=", "0"),
     ("EVAL", "return 1", "1", "KEY"),
     ("EVALSHA", "0" * 40, "1", "KEY"),
     ("TIME",),
+    ("WAIT", "0", "1"),
     ("PUBLISH", "KEY", "v"),
     ("UNLINK", "KEY:hash", "KEY:set", "KEY:list"),
     ("DEL", "KEY", "KEY:stream"),
@@ -133,6 +136,8 @@ def _rights(guest: Guest) -> Iterator[Finding]:
                 refused.setdefault(name, "keys" if "keys" in text else "channels" if "channel" in text else "")
             elif "maxmemory" in text:
                 full = text
+    if refused.pop("WAIT", None) is not None:
+        yield Finding("note", "acknowledge", 'this user may not WAIT: ack="replicas:n" cannot be used')
     if full:
         yield Finding("bad", "space", f"{full}: nothing can be emitted")
     if not refused:
