@@ -6,7 +6,7 @@ import math
 from enum import Enum
 from typing import TYPE_CHECKING, Self
 
-from taskbus.errors import NotStarted
+from taskbus.errors import ConfigError, NotStarted
 from taskbus.link import NOT_STARTED, UNSTARTED, match_labels
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ class Presence:
     def add_role(self, role: Role) -> Self:
         """Have this role, until the task is stopped."""
         self._check_started()
+        if role not in list(Role):
+            raise ConfigError(f"there is no role {role!r}, only {', '.join(one.value for one in Role)}")
         self._roles.add(Role(role))
         self._role_names = ",".join(sorted(one.value for one in self._roles))
         return self

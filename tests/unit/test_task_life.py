@@ -202,6 +202,13 @@ def test_a_task_has_the_roles_that_were_added(task: Task) -> None:
     assert task.roles == {Role.LEARNER, Role.EVALUATOR}
 
 
+def test_other_roles_are_refused(task: Task) -> None:
+    with pytest.raises(ConfigError, match="no role 'cook', only learner, collector, evaluator, fetcher"):
+        task.add_role("cook")  # type: ignore[arg-type]
+    task.add_role("learner")  # type: ignore[arg-type]
+    assert task.has_role(Role.LEARNER)
+
+
 def test_roles_are_four() -> None:
     assert [role.name for role in Role] == ["LEARNER", "COLLECTOR", "EVALUATOR", "FETCHER"]
 
