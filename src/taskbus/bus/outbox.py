@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from taskbus import frame
+from taskbus.bus.bell import Bell
 from taskbus.codec import Encoded
 from taskbus.errors import BusDenied, BusError, BusUnavailable, EncodeError, NotAcknowledged
 
@@ -60,9 +61,8 @@ class Outbox:
         self._lock = self.numbering
         self._changed = threading.Condition(self._lock)  # acknowledged, refused, failed, stopped
         self._waiting = 0
-        self._wake = threading.Lock()
-        self._wake.acquire()
-        self._idle = True
+        self._bell = Bell()
+        self._idle = False  # the thread waits for the bell
         self._stopping = threading.Event()
         self._frames: deque[OpenFrame] = deque()
         self._open: dict[str, OpenFrame] = {}
@@ -131,12 +131,21 @@ class Outbox:
             frame_of_now.size += size
             self.emitted = emitted + 1
             self.bytes_waiting += size
+            send = None
             if self._idle:
                 self._idle = False
-                self._wake.release()
-            if not here:
-                return None
-            return self.look_for_all(event) if transient else self.look(event)
+                send = self._begin(size)
+            sinks = None
+            if here:
+                sinks = self.look_for_all(event) if transient else self.look(event)
+        if send is not None:
+            send()
+        return sinks
+
+    def _begin(self, size: int) -> Callable[[], None] | None:
+        """There is something to do; returns what the caller has to do for it once the lock is free."""
+        self._bell.ring()
+        return None
 
     def _too_large(self, event: str, size: int, transient: bool) -> EncodeError:
         limit = f"max_payload allows {self._config.max_payload}"
@@ -198,7 +207,7 @@ class Outbox:
             self._changed.notify_all()
             if self._idle:
                 self._idle = False
-                self._wake.release()
+                self._bell.ring()
 
     def _wait(self, deadline: float, what: str) -> None:
         if self._stopping.is_set():
@@ -223,16 +232,6 @@ class Outbox:
             raise BusDenied(str(denied), **denied.__dict__)
 
     # For the thread --------------------------------------------------------------------------------------------------
-
-    def _next_batch(self) -> list[OpenFrame]:
-        """What leaves together; waits for it, and is empty when it is time to end."""
-        while not self._stopping.is_set():
-            with self._lock:
-                if self._frames:
-                    return self._take()
-                self._idle = True
-            self._wake.acquire()
-        return []
 
     def _take(self) -> list[OpenFrame]:
         batch: list[OpenFrame] = []

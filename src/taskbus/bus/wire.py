@@ -104,6 +104,18 @@ class Wire:
         """Whether the last use of it did not fail, and the server is still the one to talk to."""
         return self._connection is not None and self._moves == self.target.moves
 
+    @property
+    def plain_socket(self) -> socket.socket | None:
+        """The socket, if the connection is open and what goes over it needs no more than a socket (no TLS)."""
+        plain = self.is_open and type(self._socket) is socket.socket
+        return self._socket if plain else None
+
+    @property
+    def descriptor(self) -> int:
+        """What to poll for news from the server; -1 where that says nothing."""
+        plain = self.plain_socket
+        return -1 if plain is None else plain.fileno()
+
     def open(self) -> None:
         """Connect and log in; raises ``BusUnavailable`` or ``BusDenied``."""
         self.close()

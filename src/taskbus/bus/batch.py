@@ -1,0 +1,141 @@
+"""A batch: frames that leave together, packed once and the same on every attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from taskbus import frame
+from taskbus.bus.wire import Part, pack, pack_value
+
+if TYPE_CHECKING:
+    from taskbus.bus.keys import Keys
+    from taskbus.bus.outbox import OpenFrame
+    from taskbus.config import RouterConfig
+
+__all__ = ["Batch", "Packer"]
+
+
+class Batch:
+    """What was asked of Redis in one round trip, and what is still to be asked.
+
+    ``number`` counts the batches with durable events; the append script takes each number once.
+    """
+
+    __slots__ = (
+        "asked",
+        "blobs",
+        "durable",
+        "frames",
+        "is_packed",
+        "is_sent",
+        "number",
+        "streams",
+        "transient",
+        "values",
+    )
+
+    def __init__(self, frames: Sequence[OpenFrame], last_number: int) -> None:
+        self.frames = frames
+        self.durable = [item for item in frames if not item.transient]
+        self.number = last_number + bool(self.durable)
+        self.is_packed = False
+        self.is_sent = False
+        self.blobs: list[tuple[str, list[Part]]] = []
+        self.streams: list[bytes] = []
+        self.values: list[Any] = []
+        self.transient: list[tuple[str, bytes]] = []
+        self.asked: list[tuple[str, bytes]] = []
+
+    def parts(self, command: bytes) -> list[Part]:
+        """What to send in the next attempt; ``command`` appends the durable frames."""
+        # Kept by nobody: a second attempt could come twice.
+        self.asked, self.transient = self.transient, []
+        parts = [part for _, blob in self.blobs for part in blob]
+        parts += [part for _, part in self.asked]
+        if self.durable:
+            parts.append(command)
+        return parts
+
+
+class Packer:
+    """Makes the frames and commands of one producer."""
+
+    def __init__(self, config: RouterConfig, keys: Keys, producer: str) -> None:
+        self._config = config
+        self._keys = keys
+        self._producer = producer
+        self._blobs = 0
+        self._life = int(config.retention_seconds * 1000)
+        self._run_ttl = int(config.run_ttl * 1000)
+
+    def pack(self, batch: Batch) -> None:
+        """Make the frames of a batch, unless that was done already."""
+        if batch.is_packed:
+            return
+        batch.blobs, batch.streams, batch.values, batch.transient = [], [], [], []
+        for item in batch.frames:
+            if item.transient:
+                channel = self._keys.channel(item.event)
+                packed = pack(b"PUBLISH", channel, self._inline(item, channel))
+                batch.transient.append((channel.decode(), packed))
+                continue
+            stream = self._keys.events(item.event)
+            blob = ""
+            if item.size > self._config.blob_threshold and item.count == 1:
+                blob, data = self._beside(item, stream, batch)
+            else:
+                data = self._inline(item, stream)
+            batch.streams.append(stream)
+            batch.values += (item.event, item.count, item.size, data, blob)
+        batch.is_packed = True
+
+    def command(self, how: bytes, script: bytes, batch: Batch, node_id: str) -> bytes:
+        """The call of the append script for a packed batch."""
+        config, keys = self._config, self._keys
+        return pack(
+            how,
+            script,
+            3 + len(batch.streams),
+            keys.node(node_id),
+            keys.producer(self._producer),
+            keys.streams,
+            *batch.streams,
+            keys.prefix,
+            self._producer,
+            batch.number,
+            config.retention_events,
+            config.retention_bytes,
+            self._life,
+            self._run_ttl,
+            *batch.values,
+        )
+
+    def _beside(self, item: OpenFrame, stream: bytes, batch: Batch) -> tuple[str, bytes]:
+        self._blobs += 1
+        blob = f"{self._producer}-{self._blobs}"
+        data, chunks = frame.pack_blob(
+            self._producer,
+            item.first,
+            item.text,
+            item.views(),
+            blob=blob,
+            only_to=item.only_to,
+            secret=self._config.secret,
+            scope=stream.decode(),
+        )
+        key = self._keys.blob(blob)
+        batch.blobs.append((key.decode(), pack_value((b"SET", key), chunks, (b"PX", b"%d" % self._life))))
+        return blob, data
+
+    def _inline(self, item: OpenFrame, scope: bytes) -> bytes:
+        return frame.pack(
+            self._producer,
+            item.first,
+            item.count,
+            item.text,
+            item.views(),
+            only_to=item.only_to,
+            secret=self._config.secret,
+            scope=scope.decode(),
+        )

@@ -1,0 +1,47 @@
+"""What a thread waits for that has a socket to mind as well: a word from another thread, or something to read."""
+
+from __future__ import annotations
+
+import os
+import select
+
+__all__ = ["Bell"]
+
+
+class Bell:
+    """One thread waits, any thread rings; a ring while nobody waits is not lost, one while it is closed is."""
+
+    def __init__(self) -> None:
+        self._ears = self._mouth = -1
+
+    def open(self) -> None:
+        """Begin to be heard."""
+        self._ears, self._mouth = os.pipe()
+        os.set_blocking(self._ears, False)
+        os.set_blocking(self._mouth, False)
+
+    def ring(self) -> None:
+        """Wake who waits, or will; not at the same time as :meth:`close`."""
+        if self._mouth >= 0:
+            try:
+                os.write(self._mouth, b"\0")
+            except BlockingIOError:
+                pass  # it rings already
+
+    def wait(self, also: int = -1) -> bool:
+        """Return when the bell rang, or when there is something to read on the descriptor ``also``: then true."""
+        poll = select.poll()
+        poll.register(self._ears, select.POLLIN)
+        if also >= 0:
+            poll.register(also, select.POLLIN)
+        ready = [descriptor for descriptor, _ in poll.poll()]
+        if self._ears in ready:
+            os.read(self._ears, 4096)
+        return also in ready
+
+    def close(self) -> None:
+        """Harmless when closed."""
+        if self._mouth >= 0:
+            os.close(self._ears)
+            os.close(self._mouth)
+            self._ears = self._mouth = -1
