@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime
 import json
+import signal
 from typing import Any
 
 import numpy as np
+import pytest
 
-from taskbus.testing import LinkedNodes, until
+from taskbus.testing import LinkedNodes, RedisServer, until
 from tests.cli.conftest import Shell
 
 
@@ -152,3 +154,36 @@ def test_nonsense_in_since_is_refused(shell: Shell) -> None:
     done = shell.run("tail", "--since", "yesterday")
     assert done.returncode == 2
     assert "since" in done.stderr
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_tail_outlives_a_restart_of_redis(redis_server: RedisServer, empty: bool) -> None:
+    shell = Shell(redis_server.url)
+    try:
+        node = shell.node(node_id="a")
+        process = shell.start("tail", "--event", "x", "--since", "start", "--json")
+        assert process.stdout is not None
+        for number in range(3):
+            node.emit("x", number)
+            assert json.loads(process.stdout.readline())["args"] == [number]
+        redis_server.restart(empty=empty)
+        for number in range(3, 6):
+            node.emit("x", number)
+            assert json.loads(process.stdout.readline())["args"] == [number]
+        node.finish("completed")
+        rest, noted = process.communicate(timeout=20)
+        assert (process.returncode, rest) == (0, "")
+        assert "trying again" in noted
+    finally:
+        shell.close()
+
+
+def test_ctrl_c_is_no_error(shell: Shell) -> None:
+    node = shell.node()
+    node.emit("x")
+    process = shell.start("tail", "--since", "start")
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, noted = process.communicate(timeout=10)
+    assert (process.returncode, noted) == (130, "")

@@ -55,6 +55,13 @@ def test_a_crash_exits_1_with_the_users_traceback_and_not_ours(shell: Shell, wor
     assert "src/taskbus" not in done.stderr
 
 
+def test_an_error_in_the_users_module_has_its_traceback(shell: Shell) -> None:
+    done = shell.run("run", "tests.cli.broken:main")
+    assert done.returncode == 1
+    assert "RuntimeError: not even imported" in done.stderr and "broken.py" in done.stderr
+    assert "src/taskbus" not in done.stderr and "importlib" not in done.stderr
+
+
 def test_an_error_of_taskbus_in_the_users_code_has_a_traceback_too(shell: Shell) -> None:
     done = shell.run("run", "tests.cli.jobs:impatient")
     assert done.returncode == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import sys
 import threading
@@ -53,8 +54,8 @@ def _top(options: argparse.Namespace) -> int:
         board = Board(guest.config.run_id, guest.target.where)
         board.press(options.sort) if options.sort != board.sort else None
         board.add(Sample.take(guest))
-        if sys.stdout.isatty() and sys.stdin.isatty() and os.environ.get("TERM", "dumb") != "dumb":
-            import curses  # not on every platform
+        if _is_terminal():
+            import curses
 
             curses.wrapper(_live, guest, board, options.interval)
             return OK
@@ -62,6 +63,11 @@ def _top(options: argparse.Namespace) -> int:
         board.add(Sample.take(guest))
         print("\n".join(board.lines()))
     return OK
+
+
+def _is_terminal() -> bool:
+    is_one = sys.stdout.isatty() and sys.stdin.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    return is_one and importlib.util.find_spec("_curses") is not None  # not on every platform
 
 
 def _live(screen: Any, guest: Guest, board: Board, interval: float) -> None:
