@@ -1,0 +1,59 @@
+"""What it costs to be there: memory, import, start and stop; each in a fresh process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from stage import Row, Stage, new_run, progress
+
+_RSS = """
+def rss():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) / 1024
+"""
+_CLOCK = "import time, sys, json\nstart = time.perf_counter()\n"
+_DONE = "\nprint(json.dumps({}))"
+
+_MEMORY = _RSS + "import json\nfrom taskbus import Router\nrouter = Router(URL, run_id=RUN).start()\n"
+_MEMORY += "for n in range(10): router.on(f'event-{n}', print)\nfound = rss()\nrouter.stop()" + _DONE.format("found")
+_RAW_MEMORY = _RSS + "import json, redis\nclient = redis.Redis.from_url(URL)\nclient.ping()" + _DONE.format("rss()")
+
+_IMPORT = _CLOCK + "import taskbus" + _DONE.format("(time.perf_counter() - start) * 1e3")
+_RAW_IMPORT = _CLOCK + "import redis" + _DONE.format("(time.perf_counter() - start) * 1e3")
+
+_TASK = "from taskbus import Task\nTask().start().stop()\n" + _CLOCK + "Task().start().stop()"
+_TASK += _DONE.format("(time.perf_counter() - start) * 1e6")
+
+_NODE = "from taskbus import Router\nRouter(URL, run_id=RUN).start().stop()\n" + _CLOCK
+_NODE += "Router(URL, run_id=RUN).start().stop()" + _DONE.format("(time.perf_counter() - start) * 1e3")
+_TRIPS = "import redis\nclient = redis.Redis.from_url(URL)\nclient.ping()\nclient.close()\n" + _CLOCK
+_TRIPS += "client = redis.Redis.from_url(URL)\nfor _ in range(3): client.ping()\nclient.close()"
+_TRIPS += _DONE.format("(time.perf_counter() - start) * 1e3")
+
+
+def _run(text: str, url: str) -> float:
+    text = f"URL = {url!r}\nRUN = {new_run()!r}\n{text}"
+    said = subprocess.run([sys.executable, "-c", text], stdout=subprocess.PIPE, check=True, timeout=60)
+    return float(json.loads(said.stdout))
+
+
+def run(stage: Stage) -> list[Row]:
+    memory = Row("memory of an idle node", "MiB", reach=1.4)
+    imports = Row("import", "ms", reach=1.3)
+    task = Row("start and stop of a standalone task", "us")
+    node = Row("start and stop of a node, and three round trips", "ms", reach=1.3)
+    with stage.server() as url:
+        for turn in range(stage.rounds):
+            progress(f"footprint, round {turn + 1}")
+            for row, ours, raw in (
+                (memory, _MEMORY, _RAW_MEMORY),
+                (imports, _IMPORT, _RAW_IMPORT),
+                (task, _TASK, ""),
+                (node, _NODE, _TRIPS),
+            ):
+                row.ours.append(_run(ours, url))
+                if raw:
+                    row.raw.append(_run(raw, url))
+    return [memory, imports, task, node]
