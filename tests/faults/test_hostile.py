@@ -380,7 +380,8 @@ def test_p0_46_rights_one_by_one(redis_server: RedisServer, log_lines: LogLines)
                 named = [text for text in said if missing in text.lower() and "taskbus:{" in text]
                 assert named, f"{missing} is not named: {said}"
             else:
-                assert not [text for text in said if "trimmed" not in text and "is gone" not in text], f"without {missing or 'nothing'}: {said}"
+                words = [text for text in said if "trimmed" not in text and "is gone" not in text]
+                assert not words, f"without {missing or 'nothing'}: {said}"
             client.acl_deluser("node")
 
 

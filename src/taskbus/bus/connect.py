@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import ssl
 from typing import Any
 
@@ -94,6 +93,9 @@ def _memory(name: str) -> tuple[Any, dict[str, Any]]:
     return FakeRedisConnection, {"server": server}
 
 
+# A connection that was cut, which TLS says in words of its own.
+_TLS_ENDS = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError, ssl.SSLWantReadError, TimeoutError)
+
 _DENIED = (
     driver.AuthenticationError,
     driver.AuthorizationError,
@@ -123,10 +125,9 @@ def explain(error: BaseException, where: str, what: str = "") -> BusError:
         text = f"{code} {text}"
     chain: BaseException | None = error
     while chain is not None:
-        if isinstance(chain, ssl.SSLCertVerificationError | ssl.SSLError) and not isinstance(
-            chain, TimeoutError | socket.timeout
-        ):
-            return BusDenied(f"TLS with Redis at {where} failed: {chain.reason or chain}", where=where)
+        if isinstance(chain, ssl.SSLError) and not isinstance(chain, _TLS_ENDS):
+            cause = getattr(chain, "verify_message", None) or chain.reason or chain
+            return BusDenied(f"TLS with Redis at {where} failed: {cause}", where=where)
         chain = chain.__cause__ or chain.__context__
     if what:
         text = f"{text} (at {what})"

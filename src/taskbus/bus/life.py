@@ -22,6 +22,7 @@ from taskbus.bus.finish import Finish
 from taskbus.bus.heart import Heart, SlowListeners
 from taskbus.bus.intake import Intake
 from taskbus.bus.keys import Keys
+from taskbus.bus.policy import warn_of_eviction
 from taskbus.bus.reader import Reader
 from taskbus.bus.registry import Registry, finish_from
 from taskbus.bus.wire import Calls, check_version
@@ -97,6 +98,7 @@ class Life:
             self._ended.set()
             self.calls.close()
             raise
+        warn_of_eviction(self.calls, self.target)
         inbox = self.keys.inbox(self.registry.node_id)
         ms, _, seq = self.registry.inbox_at.partition(b"-")
         self.writer.node_id = self.registry.node_id

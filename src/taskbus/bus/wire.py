@@ -144,8 +144,9 @@ class Wire:
         if self.deadline is not None:
             patience = max(0.0, min(patience, self.deadline - time.monotonic()))
         if not opening.over.wait(patience):
+            hint = "" if self.target.shared_socket else "; does it speak TLS there?"
             raise BusUnavailable(  # it may be there for the next attempt
-                f"Redis at {self.target.where} cannot be reached: no connection in {patience:.1f} s",
+                f"Redis at {self.target.where} cannot be reached: no connection in {patience:.1f} s{hint}",
                 where=self.target.where,
             )
         self._opening = None
@@ -361,11 +362,15 @@ def check_version(calls: Calls, where: str) -> None:
     except BusError as error:
         if "unknown command" in str(error).lower():
             raise ConfigError(f"Redis at {where} is older than 6.0; taskbus needs Redis 7.0 or Valkey") from None
+        if "closed" in str(error) or "reset" in str(error):
+            raise BusUnavailable(f"{error}; if it wants TLS, the URL begins with rediss://", where=where) from error
         if "NOPERM" not in str(error):
             raise
         return
     fields = dict(zip(hello[::2], hello[1::2], strict=False))
     version, server = fields.get(b"version", b"").decode(), fields.get(b"server", b"").decode()
+    if fields.get(b"role") in (b"replica", b"slave"):
+        raise BusUnavailable(f"Redis at {where} is a read-only replica; give the address of its primary", where=where)
     major = version.partition(".")[0]
     if server == "redis" and major.isdigit() and int(major) < 7:
         raise ConfigError(f"Redis at {where} is version {version}; taskbus needs Redis 7.0 or Valkey", version=version)

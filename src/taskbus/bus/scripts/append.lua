@@ -115,6 +115,7 @@ for i = 4, #KEYS do
     end
   end
   if type(id) == 'table' then
+    if string.find(id.err, 'exhausted', 1, true) then id.err = 'POISONED somebody has used up the ids of this stream' end
     report(id.err)
   else
     if blob ~= '' then
