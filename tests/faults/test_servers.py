@@ -223,7 +223,7 @@ def test_p1_27_tls(case: str, redis_server: RedisServer, run_id: str, tmp_path: 
             "expired": "certificate has expired",
             "wrong host": "not valid for '127.0.0.1'",
             "unknown ca": "certificate",
-            "client cert": "certificate" if isinstance(caught.value, BusDenied) else "",
+            "client cert": "CERTIFICATE_REQUIRED" if isinstance(caught.value, BusDenied) else "",
             "plain to tls": "rediss://",
             "tls to plain": "does it speak TLS there?",
         }
