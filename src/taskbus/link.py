@@ -76,6 +76,9 @@ class Standalone:
     def unsubscribe(self, sink: Sink) -> None:
         self.loop.detach(sink)
 
+    def note_missed(self, event: str, count: int) -> None:
+        """Nothing is kept, so nothing is trimmed."""
+
     def sync(self, timeout: float | None = None) -> None:
         """Nothing has to be acknowledged."""
 

@@ -249,6 +249,10 @@ class Router:
         if self._life is not None:
             self._life.unsubscribe(sink)
 
+    def note_missed(self, event: str, count: int) -> None:
+        """Count and log events that were trimmed before this node came for them."""
+        self.life.reader.taker.note_missed(event, count)
+
     def sync(self, timeout: float | None = None) -> None:
         """Return when Redis has acknowledged all that was emitted before; raise what stands in the way.
 

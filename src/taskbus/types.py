@@ -9,10 +9,24 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from taskbus.dispatch import EventLoop
 
-__all__ = ["Event", "FinishInfo", "Labels", "Link", "NodeInfo", "RouterStats", "Since", "Sink"]
+__all__ = ["Event", "FinishInfo", "Labels", "Link", "NodeInfo", "Page", "Place", "RouterStats", "Since", "Sink"]
 
 Event = tuple[tuple[Any, ...], dict[str, Any]]
 """The arguments of one event: ``(args, kwargs)``, type for type as they were emitted."""
+
+Place = tuple[tuple[int, int], int]
+"""Where an event stands in its stream: the id of its entry (milliseconds, ordinal) and its index there."""
+
+
+class Page(list[Event]):
+    """The events of one entry of a stream; ``entry`` is its id."""
+
+    __slots__ = ("entry",)
+
+    def __init__(self, events: Sequence[Event], entry: tuple[int, int]) -> None:
+        super().__init__(events)
+        self.entry = entry
+
 
 Since = str
 """``"now"``, ``"start"``, ``"last"`` (waits only) or the id of an entry, as ``"1718000000000-42"``."""
@@ -151,6 +165,9 @@ class Link(Protocol):
         """
 
     def unsubscribe(self, sink: Sink) -> None: ...
+
+    def note_missed(self, event: str, count: int) -> None:
+        """Count and log events that were trimmed before this node came for them."""
 
     def sync(self, timeout: float | None = None) -> None:
         """Return when all emitted before is acknowledged; raise what stands in the way."""

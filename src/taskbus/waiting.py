@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from taskbus.types import Event
+    from taskbus.types import Event, Place
 
 __all__ = ["Trail", "Waiter"]
 
@@ -19,12 +19,14 @@ __all__ = ["Trail", "Waiter"]
 class Waiter:
     """Resolves at its first event, once, whoever comes first: an event, :meth:`cancel` or the timeout."""
 
-    __slots__ = ("_claim", "_event", "_reason", "_wake", "event", "ready", "timed_out")
+    __slots__ = ("_claim", "_event", "_reason", "_wake", "event", "place", "ready", "timed_out")
 
     def __init__(self, event: str) -> None:
         self.event = event
         self.ready = True
         self.timed_out = False
+        self.place: Place | None = None
+        """Where the event stands in its stream; unknown for one that was emitted here."""
         self._claim = threading.Lock()  # taken for ever by the one who resolves
         self._wake = threading.Lock()
         self._wake.acquire()
@@ -52,11 +54,12 @@ class Waiter:
         """Whether an event, a cancel or the timeout has come."""
         return self._claim.locked()
 
-    def resolve(self, event: Event) -> bool:
+    def resolve(self, event: Event, place: Place | None = None) -> bool:
         """Take ``event``; false when resolved before."""
         if not self._claim.acquire(blocking=False):
             return False
         self._event = event
+        self.place = place
         self._wake.release()
         return True
 
@@ -73,7 +76,7 @@ class Waiter:
             self._wake.release()
 
     def offer(self, events: Sequence[Event], start: int, nbytes: int) -> int:
-        self.resolve(events[start])
+        self.resolve(events[start], _place(events, start))
         return len(events)
 
     def close(self) -> None:
@@ -83,43 +86,65 @@ class Waiter:
 class Trail:
     """Keeps the events of one name between waits, so that a repeated wait misses none and sees each once.
 
+    When nobody comes for them it forgets them all and is ``cold``: the run keeps them, and another trail can begin
+    behind the last event that this one has given. One that still catches up takes no more than it has room for.
+
     Args:
         event: Exact name.
-        max_events: How many to keep; beyond that the oldest is dropped.
+        after: Pass over what stands at this place or before it.
+        max_events: How many to keep at the most.
         max_bytes: How much to keep by the size of frames, one event of any size aside.
-        on_drop: Called with the number of events just dropped, on the thread that brought the newest.
+        on_missed: Called with the number of events behind ``after`` that were trimmed meanwhile, if there are any.
+        on_room: Called with the event's name when there is room again, after some were not taken.
     """
 
     def __init__(
         self,
         event: str,
         *,
+        after: Place | None = None,
         max_events: int = 10_000,
         max_bytes: int = 64 * 1024 * 1024,
-        on_drop: Callable[[int], None] | None = None,
+        on_missed: Callable[[int], None] | None = None,
+        on_room: Callable[[str], None] | None = None,
     ) -> None:
         self.event = event
         self.ready = True
+        self.given = after
+        """The place of the last event that was given."""
+        self.cold = False
+        self._after = after
         self._max_events = max_events
         self._max_bytes = max_bytes
-        self._on_drop = on_drop
-        self._kept: deque[tuple[Event, int]] = deque()  # each with its share of the bytes of its frame
+        self._on_missed = on_missed
+        self._on_room = on_room
+        self._refused = False
+        self._kept: deque[tuple[Event, Place | None, int]] = deque()  # each with its share of the bytes of its frame
         self._bytes = 0
         self._waiters: deque[Waiter] = deque()
         self._ended = False
         self._reason: BaseException | None = None
         self._lock = threading.Lock()
 
-    def join(self, waiter: Waiter) -> None:
-        """Give ``waiter`` the oldest event, now or when one comes."""
+    def join(self, waiter: Waiter) -> bool:
+        """Give ``waiter`` the oldest event, now or when one comes; false when the trail is cold."""
         with self._lock:
             if self._kept:
-                if waiter.resolve(self._kept[0][0]):
+                event, place, _ = self._kept[0]
+                if waiter.resolve(event, place):
                     self._drop_first()
+                    self.given = place or self.given
+            elif self.cold:
+                return False
             elif self._ended:
                 waiter.cancel(self._reason)
             else:
                 self._waiters.append(waiter)
+            half_empty = len(self._kept) <= self._max_events // 2 and self._bytes <= self._max_bytes // 2
+            has_room, self._refused = self._refused and half_empty, self._refused and not half_empty
+        if has_room and self._on_room is not None:
+            self._on_room(self.event)
+        return True
 
     def leave(self, waiter: Waiter) -> None:
         """Forget ``waiter``."""
@@ -127,14 +152,19 @@ class Trail:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
 
-    def forget_through(self, event: Event) -> None:
-        """Drop ``event``, the very same one, and what came before it; nothing when it is not here."""
+    def forget_through(self, event: Event, place: Place | None) -> None:
+        """Drop ``event``, which a wait of another kind has returned, and what came before it.
+
+        It is known by its place, or, when it was emitted here, by being the very same one.
+        """
         with self._lock:
-            for index, (kept, _) in enumerate(self._kept):
-                if kept[1] is event[1]:
-                    for _ in range(index + 1):
-                        self._drop_first()
-                    return
+            through = 0
+            for index, (kept, at, _) in enumerate(self._kept):
+                if kept[1] is event[1] or (place is not None and at is not None and at <= place):
+                    through = index + 1
+            for _ in range(through):
+                self._drop_first()
+            self.given = place or self.given
 
     def wait(self, deadline: float = math.inf) -> Event | None:
         """The oldest event, or the next one; as :meth:`Waiter.wait`."""
@@ -158,34 +188,57 @@ class Trail:
 
     def offer(self, events: Sequence[Event], start: int, nbytes: int) -> int:
         share = nbytes // len(events)
+        missed, taken = 0, len(events)
         with self._lock:
             for index in range(start, len(events)):
-                if not self._hand_over(events[index]):
-                    self._kept.append((events[index], share))
-                    self._bytes += share
-            dropped = self._drop_excess()
-        if dropped and self._on_drop is not None:
-            self._on_drop(dropped)
-        return len(events)
+                if not self.ready and self._is_full():
+                    self._refused, taken = True, index
+                    break
+                place = _place(events, index)
+                if place is not None and self._after is not None:
+                    if place <= self._after:
+                        continue
+                    missed = _between(self._after, place)
+                    self._after = None
+                if not self.cold and not self._hand_over(events[index], place):
+                    self._keep(events[index], place, share)
+        if missed > 0 and self._on_missed is not None:
+            self._on_missed(missed)
+        return taken
 
-    def _hand_over(self, event: Event) -> bool:
+    def _hand_over(self, event: Event, place: Place | None) -> bool:
         while self._waiters:
-            if self._waiters.popleft().resolve(event):
+            if self._waiters.popleft().resolve(event, place):
+                self.given = place or self.given
                 return True
         return False
 
-    def _drop_excess(self) -> int:
-        before = len(self._kept)
-        while len(self._kept) > self._max_events or (self._bytes > self._max_bytes and len(self._kept) > 1):
-            self._drop_first()
-        return before - len(self._kept)
+    def _keep(self, event: Event, place: Place | None, share: int) -> None:
+        self._kept.append((event, place, share))
+        self._bytes += share
+        if len(self._kept) > self._max_events or (self._bytes > self._max_bytes and len(self._kept) > 1):
+            self.cold = True
+            self._kept.clear()
+            self._bytes = 0
+
+    def _is_full(self) -> bool:
+        return len(self._kept) >= self._max_events or self._bytes >= self._max_bytes
 
     def _drop_first(self) -> None:
-        _, share = self._kept.popleft()
-        self._bytes -= share
+        self._bytes -= self._kept.popleft()[2]
 
     def close(self) -> None:
         self.cancel()
+
+
+def _place(events: Sequence[Event], index: int) -> Place | None:
+    entry = getattr(events, "entry", None)
+    return None if entry is None else (entry, index)
+
+
+def _between(before: Place, place: Place) -> int:
+    """How many events stood between two places, by the ordinals of their entries; nothing if those began anew."""
+    return place[0][1] + place[1] - before[0][1] - before[1] - 1
 
 
 def _seconds_until(deadline: float) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 from time import monotonic
@@ -14,11 +13,9 @@ from taskbus.waiting import Trail, Waiter
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from taskbus.types import Event, Link, Since
+    from taskbus.types import Event, Link, Place, Since
 
 __all__ = ["Waits"]
-
-log = logging.getLogger(__name__)
 
 LEAST_TRY: Final = 0.25
 """Seconds that a subscription may take however short the wait: what is there already should be seen."""
@@ -35,6 +32,7 @@ class Waits:
         self._link = link
         self._open: set[Waiter] = set()
         self._trails: dict[str, Trail] = {}
+        self._places: dict[str, Place] = {}  # of the last event that was returned, where there is no trail
         self._trails_lock = threading.Lock()
         self._closed = False
         self._over: Callable[[], BaseException | None] | None = None
@@ -95,10 +93,19 @@ class Waits:
             self._open.discard(waiter)
         if found is None and waiter.timed_out:
             raise WaitTimeout(f"no event {event!r} within {timeout:g} s", event=event, timeout=timeout)
-        trail = self._trails.get(event)
-        if found is not None and trail is not None and since != "last":
-            trail.forget_through(found)
+        if found is not None and since != "last":
+            self._note_returned(found, waiter, deadline)
         return found
+
+    def _note_returned(self, found: Event, waiter: Waiter, deadline: float) -> None:
+        """Let the next wait since the last one begin behind ``found``."""
+        trail = self._trails.get(waiter.event)
+        if trail is not None:
+            trail.forget_through(found, waiter.place)
+        elif waiter.place is not None:
+            self._places[waiter.event] = waiter.place
+        elif self._link.is_active:
+            self._new_trail(waiter, deadline, "now")  # emitted here: it has no place yet to come back to
 
     def _wait_on_link(self, waiter: Waiter, deadline: float, since: Since) -> Event | None:
         self._subscribe(waiter, waiter, since, deadline)
@@ -120,25 +127,42 @@ class Waits:
                     return False
 
     def _wait_on_trail(self, waiter: Waiter, deadline: float) -> Event | None:
-        trail = self._trails.get(waiter.event) or self._new_trail(waiter, deadline)
-        if trail is None:
-            return waiter.wait(deadline)
-        trail.join(waiter)
+        trail: Trail | None = self._trails.get(waiter.event)
+        while trail is None or not trail.join(waiter):
+            trail = self._new_trail(waiter, deadline, "joined")
+            if trail is None:
+                return waiter.wait(deadline)
         try:
             self._end_if_over(waiter)  # after the look at what is kept: an event before the finish still counts
             return waiter.wait(deadline)
         finally:
             trail.leave(waiter)
 
-    def _new_trail(self, waiter: Waiter, deadline: float) -> Trail | None:
+    def _new_trail(self, waiter: Waiter, deadline: float, since: Since) -> Trail | None:
+        """A trail behind the last event that was returned, else from ``since`` on; in place of one that is cold."""
         event = waiter.event
-        trail = Trail(event, on_drop=lambda count: _report_drop(event, count))
-        if not self._subscribe(trail, waiter, "joined", deadline):
+        cold = self._trails.get(event)
+        after = cold.given if cold is not None else self._places.get(event)
+        if after is not None:
+            (ms, ordinal), _ = after
+            since = f"{ms}-{max(0, ordinal - 1)}"
+        trail = Trail(
+            event,
+            after=after,
+            on_missed=lambda count: self._link.note_missed(event, count),
+            on_room=self._link.loop.refill,
+        )
+        if not self._subscribe(trail, waiter, since, deadline):
             return None
+        over: Trail | None = trail
         with self._trails_lock:
-            kept = None if self._closed else self._trails.setdefault(event, trail)
-        if kept is not trail:
-            self._link.unsubscribe(trail)  # two waits began at the same time, or the task was stopped meanwhile
+            if self._closed or self._trails.get(event) is not cold:
+                kept = self._trails.get(event)  # another wait was faster, or the task was stopped
+            else:
+                self._trails[event] = kept = trail
+                over = cold
+        if over is not None:
+            self._link.unsubscribe(over)
         return kept
 
     def _end_if_over(self, waiter: Waiter) -> None:
@@ -146,7 +170,3 @@ class Waits:
             waiter.cancel(self._over())
         elif self._failing:
             waiter.cancel()
-
-
-def _report_drop(event: str, count: int) -> None:
-    log.warning("dropped %d event(s) %r that wait_for(since='last') did not come for", count, event)

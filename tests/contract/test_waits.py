@@ -138,3 +138,42 @@ def test_a_task_that_starts_after_the_finish_runs_no_step(start_task: StartTask)
     b.use(lambda ctx: steps.append(1)).run()
     assert steps == []
     assert b.wait_for("x") is None
+
+
+def test_last_begins_behind_what_a_wait_of_another_kind_returned(start_task: StartTask, join: Join) -> None:
+    """Seen once: neither again what ``since="start"`` or ``"now"`` gave, nor anything before it."""
+    other = join()
+    for number in range(5):
+        other.emit("x", number)
+    other.sync()
+    a = start_task()
+    assert a.wait_for("x", 5, since="start") == ((0,), {})
+    assert [a.wait_for("x", 5, since="last") for _ in range(4)] == [((number,), {}) for number in range(1, 5)]
+    with ThreadPoolExecutor(1) as pool:
+        wait = pool.submit(a.wait_for, "y", 10)
+        until(lambda: len(a._link.loop.sinks("y")) == 1, what="the wait is there")
+        for number in range(3):
+            other.emit("y", number)
+        assert wait.result(10) == ((0,), {})
+    assert [a.wait_for("y", 5, since="last") for _ in range(2)] == [((number,), {}) for number in (1, 2)]
+    with ThreadPoolExecutor(1) as pool:
+        wait = pool.submit(a.wait_for, "z", 10)
+        until(lambda: len(a._link.loop.sinks("z")) == 1, what="the wait is there")
+        a.emit("z", "own")
+        assert wait.result(10) == (("own",), {})
+    other.emit("z", "next")
+    assert a.wait_for("z", 5, since="last") == (("next",), {})
+
+
+def test_last_misses_nothing_however_long_nobody_waits(start_task: StartTask, join: Join) -> None:
+    """More than a node keeps in memory is read again from the run; what is trimmed there is counted."""
+    other = join(retention_events=50_000)
+    a = start_task(retention_events=50_000)
+    other.emit("x", 0)
+    assert a.wait_for("x", 5, since="last") == ((0,), {})
+    for number in range(1, 12_000):
+        other.emit("x", number)
+    other.sync()
+    until(lambda: a._waits._trails["x"].cold, 10.0, "more came than is kept here")
+    assert [a.wait_for("x", 5, since="last") for _ in range(11_999)] == [((n,), {}) for n in range(1, 12_000)]
+    assert a._link.stats().missed == 0  # type: ignore[attr-defined]

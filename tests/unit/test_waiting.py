@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from taskbus.testing import until
-from taskbus.types import Event
+from taskbus.types import Event, Page
 from taskbus.waiting import Trail, Waiter
 
 FIRST: Event = ((1,), {"a": 1})
@@ -96,30 +96,43 @@ def test_a_wait_on_a_trail_that_timed_out_takes_nothing_later() -> None:
     assert trail.wait(0) == FIRST
 
 
-def test_a_trail_drops_the_oldest_and_says_how_many() -> None:
-    dropped: list[int] = []
-    trail = Trail("x", max_events=3, on_drop=dropped.append)
-    trail.offer([((number,), {}) for number in range(5)], 0, 0)
-    assert dropped == [2]
-    assert [event[0][0] for event in iter(lambda: trail.wait(0), None)] == [2, 3, 4]
+def test_a_trail_that_nobody_comes_for_is_cold_and_knows_what_it_gave_last() -> None:
+    trail = Trail("x", max_events=3)
+    trail.offer(Page([((0,), {}), ((1,), {})], (5, 1)), 0, 0)
+    assert trail.wait(0) == ((0,), {})
+    trail.offer(Page([((number,), {}) for number in (2, 3, 4)], (6, 3)), 0, 0)
+    assert trail.cold
+    assert not trail.join(Waiter("x"))
+    assert trail.given == ((5, 1), 0)
 
 
-def test_a_trail_is_bounded_in_bytes_and_keeps_the_newest_whatever_its_size() -> None:
-    dropped: list[int] = []
-    trail = Trail("x", max_bytes=100, on_drop=dropped.append)
+def test_a_trail_is_bounded_in_bytes_but_keeps_one_event_of_any_size() -> None:
+    trail = Trail("x", max_bytes=100)
+    trail.offer([FIRST], 0, 1000)
+    assert trail.wait(0) == FIRST
     trail.offer([FIRST], 0, 60)
     trail.offer([SECOND], 0, 60)
-    trail.offer([FIRST], 0, 1000)
-    assert dropped == [1, 1]
-    assert [trail.wait(0), trail.wait(0)] == [FIRST, None]
+    assert trail.cold
+
+
+def test_a_trail_begins_behind_a_place_and_counts_what_is_gone_from_there() -> None:
+    missed: list[int] = []
+    trail = Trail("x", after=((5, 10), 1), on_missed=missed.append)
+    trail.offer(Page([((10,), {}), ((11,), {}), ((12,), {})], (5, 10)), 0, 0)
+    assert trail.wait(0) == ((12,), {})
+    assert missed == []
+    trail = Trail("x", after=((5, 10), 1), on_missed=missed.append)
+    trail.offer(Page([((15,), {})], (6, 15)), 0, 0)
+    assert trail.wait(0) == ((15,), {})
+    assert missed == [3]
 
 
 def test_a_trail_forgets_through_the_very_event_and_not_an_equal_one() -> None:
     trail = Trail("x")
     events: list[Event] = [((), {}) for _ in range(3)]
     trail.offer(events, 0, 0)
-    trail.forget_through(((), {}))
-    trail.forget_through(events[1])
+    trail.forget_through(((), {}), None)
+    trail.forget_through(events[1], None)
     assert [trail.wait(0), trail.wait(0)] == [((), {}), None]
 
 
@@ -139,3 +152,15 @@ def test_a_closed_trail_wakes_everybody() -> None:
         until(lambda: len(trail._waiters) == 5)
         trail.close()
         assert [wait.result(5) for wait in waits] == [None] * 5
+
+
+def test_a_trail_that_catches_up_takes_what_it_has_room_for_and_says_when_there_is_more() -> None:
+    room: list[str] = []
+    trail = Trail("x", max_events=4, on_room=room.append)
+    trail.ready = False
+    events: list[Event] = [((number,), {}) for number in range(6)]
+    assert trail.offer(events, 0, 0) == 4
+    assert not trail.cold
+    assert [trail.wait(0), room] == [((0,), {}), []]
+    assert [trail.wait(0), room] == [((1,), {}), ["x"]]
+    assert trail.offer(events, 4, 0) == 6

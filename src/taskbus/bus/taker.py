@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from taskbus import frame
 from taskbus.bus.cursor import parse_id
 from taskbus.errors import BusDenied, DecodeError
+from taskbus.types import Page
 
 if TYPE_CHECKING:
     from taskbus.bus.cursor import Cursor, EntryId
@@ -86,7 +87,7 @@ class Taker:
         new = [cursor for cursor in asking if cursor.is_new(head.producer, head.first, head.count)]
         # Read before any cursor notes the frame: what cannot be fetched now is read again, what is no event of ours
         # has no place in the numbering.
-        events = self._read(head) if new and self._node.matches(head.only_to) else None
+        events = Page(self._read(head), at) if new and self._node.matches(head.only_to) else None
         nbytes = max(len(fields[1]), head.blob_size)
         if shared is not None:
             start = self._admit(stream, shared, at, head)
@@ -108,13 +109,7 @@ class Taker:
         missing = cursor.pass_over(at[1], head.count)
         start = cursor.first_new(head.producer, head.first, head.count)
         if missing > 0:
-            self.missed += missing
-            log.error(
-                "event %r: %d events were trimmed before this node read them, up to entry %d-%d",
-                stream.event,
-                missing,
-                *at,
-            )
+            self.note_missed(stream.event, missing)
         elif missing < 0 and start < head.count:
             self.gone_back.append(
                 f"event {stream.event!r} is counted from {at[1]} again, this node had read up to {at[1] - missing - 1}"
@@ -122,6 +117,11 @@ class Taker:
         if start:
             self.repeated += start
         return start
+
+    def note_missed(self, event: str, count: int) -> None:
+        """Count and log a gap."""
+        self.missed += count
+        log.error("event %r: %d events were trimmed before this node read them", event, count)
 
     def _read(self, head: frame.Frame) -> list[Event]:
         allow_pickle = self._config.codec == "pickle"
