@@ -288,3 +288,23 @@ def test_stats_tell_what_a_node_has_done(join: Join) -> None:
     assert stats.heartbeat_age < 6
     b.stop()
     assert b.stats().delivered == 100
+
+
+@pytest.mark.parametrize("whence", ["a listener", "the finish"])
+def test_a_node_may_be_stopped_by_what_it_hears(join: Join, whence: str) -> None:
+    a, b = join(), join()
+    left = Collected()
+    b.on("x", lambda: left(a.stop()))
+    a.on("x", lambda: left(a.stop()))
+    if whence == "a listener":
+        b.off("x")
+        b.emit("x")
+    else:
+        a.off("x")
+        b.off("x")
+        a.on_finish(lambda info: left(a.stop()))
+        b.finish()
+    until(lambda: left)
+    assert left == [0]
+    until(lambda: len(b.nodes()) == 1)
+    assert not a.is_active

@@ -115,7 +115,7 @@ def test_p0_23_a_task_stops_in_time(fault: str, redis_server: RedisServer, proxy
 
 
 def test_p0_23_a_full_outbox_does_not_hold_up_the_stop(redis_server: RedisServer, run_id: str) -> None:
-    router = Router(redis_server.url, run_id=run_id, outbox_events=100, op_timeout=3.0).start()
+    router = Router(redis_server.url, run_id=run_id, outbox_events=100).start()
     redis_server.freeze()
     filling = [threading.Thread(target=fill, args=(router,), daemon=True) for _ in range(3)]
     for thread in filling:

@@ -141,7 +141,8 @@ class Life:
         heart.on_gone = self._report_gone
         heart.on_finish = self.finish.learn
         heart.probe = self.channels.probe
-        heart.each_beat += [self.channels.watch, self.finish.retry, SlowListeners(self.loop).warn, self._look]
+        heart.each_beat += [self.channels.watch, self.finish.retry, self.barriers.settle]
+        heart.each_beat += [SlowListeners(self.loop).warn, self._look]
 
     # Stop ------------------------------------------------------------------------------------------------------------
 

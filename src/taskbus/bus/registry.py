@@ -189,9 +189,10 @@ class Registry:
         answer = self._calls.script("barrier", (self._keys.barrier(name),), args, timeout=limit)
         return bool(answer[0]), answer[1].decode(), sorted(node_id.decode() for node_id in answer[2:])
 
-    def withdraw(self, name: str, ticket: str) -> bool:
-        """Give up at a barrier; true when it has opened meanwhile."""
-        return bool(self._calls.script("withdraw", (self._keys.barrier(name),), (self.node_id, ticket), timeout=1.0))
+    def withdraw(self, name: str, arrival: str, timeout: float) -> bool:
+        """Take an arrival at a barrier back; true when it has opened with it."""
+        args = (self.node_id, self.producer, arrival)
+        return bool(self._calls.script("withdraw", (self._keys.barrier(name),), args, timeout=timeout))
 
     def check(self, turn: int) -> bool:
         """Verify something about this node in Redis; false when it is not as it should be.
