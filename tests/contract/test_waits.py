@@ -149,6 +149,7 @@ def test_last_begins_behind_what_a_wait_of_another_kind_returned(start_task: Sta
     a = start_task()
     assert a.wait_for("x", 5, since="start") == ((0,), {})
     assert [a.wait_for("x", 5, since="last") for _ in range(4)] == [((number,), {}) for number in range(1, 5)]
+    a.wait_for("y", timeout=0)  # from here on the subscription holds
     with ThreadPoolExecutor(1) as pool:
         wait = pool.submit(a.wait_for, "y", 10)
         until(lambda: len(a._link.loop.sinks("y")) == 1, what="the wait is there")
