@@ -170,13 +170,18 @@ class Plan:
 def run_node(
     settings: dict[str, Any], node_id: str | None, main: Callable[..., Any], args: Any, kwargs: Any, *, attempt: int = 0
 ) -> Any:
-    """Run ``main`` as one node in this process, with its router active; raises ``Terminated`` after a signal."""
+    """Run ``main`` as one node in this process, with its router active.
+
+    Raises ``Terminated`` after a signal, and ``Fenced`` when another process took this node's place meanwhile.
+    """
     router = Router(**{**settings, "node_id": node_id})
     with Draining(router) as draining:
         _start(router, patient=attempt > 0)
         activate(router)
         try:
             result = main(*args, **kwargs)
+            if router.is_active and router.finished is None:
+                router.life.check_place()  # tasks of a fenced node leave in order, but it was no orderly end
         except Exception as error:
             if router.is_active:
                 router.fail(error)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from taskbus import ConfigError, NotStarted, Parallel, WorkerFailed
+from taskbus import ConfigError, Fenced, NotStarted, Parallel, WorkerFailed
 from taskbus.testing import until
 
 from . import jobs
@@ -60,6 +60,12 @@ def test_a_crash_is_retried_with_auto_recover(tmp_path: Path) -> None:
 def test_max_retries_bounds_auto_recover(tmp_path: Path) -> None:
     with pytest.raises(WorkerFailed, match="not yet"):
         Parallel.runner(2, node_ids=0, auto_recover=True, max_retries=1)(jobs.crash_twice, str(tmp_path))
+
+
+def test_a_main_that_returns_because_its_place_was_taken_has_not_succeeded(memory_url: str) -> None:
+    with pytest.raises(Fenced, match="node id '7'"):
+        Parallel.runner(1, memory_url, node_ids=7)(jobs.lose_the_place)
+    assert not Parallel().is_active
 
 
 def test_one_worker_is_retried_in_this_process(tmp_path: Path, memory_url: str) -> None:
