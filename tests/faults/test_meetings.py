@@ -42,7 +42,8 @@ def test_a_barrier_and_a_wait_for_nodes_outlast_redis_being_away(
 def test_a_lost_answer_at_a_barrier_is_no_second_arrival(redis_server: RedisServer, nodes: MakeNode) -> None:
     a, b = nodes("a"), nodes("b")
     registry = b.router.life.registry
-    arrive, lost = registry.arrive, []
+    arrive = registry.arrive
+    lost: list[object] = []
 
     def loses_the_first_answer(name: str, count: int, ticket: str, arrival: str, timeout: float) -> object:
         answer = arrive(name, count, ticket, arrival, timeout)

@@ -149,8 +149,7 @@ class Life:
     def stop(self, reason: str = "left", timeout: float | None = None) -> int:
         """Deliver, flush, leave the registry and end every thread, within ``timeout`` seconds (``stop_timeout``).
 
-        Harmless when repeated, and in a forked process, which owns nothing of this. Returns how many events were not
-        acknowledged.
+        Harmless when repeated, and in a forked process. Returns how many events were not acknowledged.
         """
         if self.pid != os.getpid():
             return 0
