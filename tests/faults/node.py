@@ -56,6 +56,7 @@ class Node:
         self.heard: dict[str, list[Heard]] = {}
         self.errors: list[str] = []
         self.state_losses: list[str] = []
+        self.over = threading.Event()
         self._number = 0
         self._lock = threading.Lock()
 
@@ -111,6 +112,20 @@ class Node:
                 self.sync()
                 waiting.wait(pause)
         self.sync()
+
+    def chatter(self, event: str = EVENT, *, each: int = 5, pause: float = 0.05) -> None:
+        """Emit until :meth:`hush`: ``each`` events, a sync, ``pause`` seconds."""
+        while not self.over.wait(pause):
+            for _ in range(each):
+                self.emit(event)
+            self.sync()
+
+    def hush(self) -> None:
+        self.over.set()
+
+    def emitted(self) -> int:
+        """The highest number so far."""
+        return self._number
 
     def stop(self) -> int:
         return self.router.stop()
