@@ -128,7 +128,7 @@ for i = 4, #KEYS do
       redis.call('PEXPIRE', KEYS[i], text(keep_ms * 1.25 + 1000))
     end
     redis.call('HSET', KEYS[3], event,
-      table.concat({text(n + count), text(b + size), text(ms), text(mark_n), text(mark_b), text(mark_ms), marks}, ' '))
+      string.format('%.0f %.0f %.0f %.0f %.0f %.0f ', n + count, b + size, ms, mark_n, mark_b, mark_ms) .. marks)
     if not state then redis.call('PEXPIRE', KEYS[3], run_ttl) end
   end
 end
