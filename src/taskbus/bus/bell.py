@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+from typing import Any
 
 __all__ = ["Bell"]
 
@@ -13,12 +14,15 @@ class Bell:
 
     def __init__(self) -> None:
         self._ears = self._mouth = -1
+        self._poll: Any = None
+        self._also = -1
 
     def open(self) -> None:
         """Begin to be heard."""
         self._ears, self._mouth = os.pipe()
         os.set_blocking(self._ears, False)
         os.set_blocking(self._mouth, False)
+        self._also = -2  # nothing is registered yet
 
     def ring(self) -> None:
         """Wake who waits, or will; not at the same time as :meth:`close`."""
@@ -30,11 +34,13 @@ class Bell:
 
     def wait(self, also: int = -1) -> bool:
         """Return when the bell rang, or when there is something to read on the descriptor ``also``: then true."""
-        poll = select.poll()
-        poll.register(self._ears, select.POLLIN)
-        if also >= 0:
-            poll.register(also, select.POLLIN)
-        ready = [descriptor for descriptor, _ in poll.poll()]
+        if also != self._also:
+            self._poll = select.poll()
+            self._poll.register(self._ears, select.POLLIN)
+            if also >= 0:
+                self._poll.register(also, select.POLLIN)
+            self._also = also
+        ready = [descriptor for descriptor, _ in self._poll.poll()]
         if self._ears in ready:
             os.read(self._ears, 4096)
         return also in ready

@@ -54,6 +54,8 @@ class Reader:
         self._blocked = False
         self._rewinds = 0
         self._inbox_wrong = False
+        self._any_wrong = False
+        self._next_prune = 0.0
         self._thread = threading.Thread(target=self._run, name="taskbus-reader", daemon=True)
         self.inbox = b""
         self.inbox_at: EntryId = (0, 0)
@@ -226,20 +228,22 @@ class Reader:
         log.warning("reading from Redis at %s again", self._where)
 
     def _read_once(self) -> None:
-        self._look_for_wrong()
+        if self._any_wrong:
+            self._look_for_wrong()
+        wanted: dict[bytes, tuple[Stream, Readers]] = {}
+        places: dict[bytes, bytes] = {}
         with self._lock:
-            self._prune()
+            if time.monotonic() >= self._next_prune:
+                self._prune()
             for stream in self._streams.values():
                 for laggard in stream.laggards:
                     laggard.retry()
-            wanted = {
-                stream.key: (stream, readers)
-                for stream in self._streams.values()
-                if (readers := stream.readers()).cursors() and not stream.wrong
-            }
-            places = {
-                key: format_id(min(cursor.at for cursor in readers.cursors())) for key, (_, readers) in wanted.items()
-            }
+                readers = stream.readers()
+                cursors = readers.cursors()
+                if cursors and not stream.wrong:
+                    wanted[stream.key] = stream, readers
+                    first = cursors[0].at if len(cursors) == 1 else min(cursor.at for cursor in cursors)
+                    places[stream.key] = format_id(first)
             if not self._inbox_wrong:
                 places[self.inbox] = format_id(self.inbox_at)
             rewinds = self._rewinds
@@ -267,8 +271,10 @@ class Reader:
         block = int(self._config.block * 1000)
         self._wire.send([pack(b"XREAD", b"COUNT", _COUNT, b"BLOCK", block, b"STREAMS", *places, *places.values())])
         reply = self._wire.read()
+        if not isinstance(reply, Exception):
+            return dict(reply or ())
         try:
-            return dict(self._wire.check(reply, b" ".join((b"XREAD", *places)).decode()) or ())
+            self._wire.check(reply, b" ".join((b"XREAD", *places)).decode())
         except BusDenied as error:
             if not error.__dict__.get("wrong"):
                 raise
@@ -282,6 +288,7 @@ class Reader:
         if not suspects:
             return
         wrong = wrong_keys(self._wire, dict.fromkeys(suspects, b"stream"))
+        self._any_wrong = bool(wrong)
         self._inbox_wrong = self.inbox in wrong
         for stream in list(self._streams.values()):
             if stream.key in suspects:
@@ -299,6 +306,7 @@ class Reader:
 
     def _prune(self) -> None:
         now = time.monotonic()
+        self._next_prune = now + 1.0
         for event, stream in list(self._streams.items()):
             if stream.laggards or self._node.is_listened(event):
                 stream.listened = now
