@@ -66,7 +66,8 @@ def test_what_a_guest_emits_is_heard_as_that_of_a_node(guest: Guest, node: Route
     guest.emit("x", ("others",), {}, only_to=("b*",))
     guest.emit("x", ("transient",), {}, transient=True)
     until(lambda: len(heard) == 2)
-    assert heard == [((1, "large" * 100_000), {"k": (2,)}), (("transient",), {})]
+    assert ((1, "large" * 100_000), {"k": (2,)}) in heard
+    assert (("transient",), {}) in heard
     with pytest.raises(EncodeError):
         guest.emit("x", (object(),), {})
     assert [one.id for one in guest.nodes()] == ["a"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import signal
@@ -9,11 +10,13 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from taskbus.config import RouterConfig
 from taskbus.testing import RedisServer
 
 ROOT = Path(__file__).parents[2]
@@ -152,6 +155,15 @@ def test_the_section_does_what_it_says(section: str, server: RedisServer, tmp_pa
 
 def test_only_what_cannot_be_run_here_is_not_run() -> None:
     assert sum(one.mark.startswith("not run") for one in ALL) == NOT_RUN
+
+
+def test_the_settings_are_told_with_their_defaults() -> None:
+    [snippet] = [one for one in ALL if one.section == "Operating"]
+    [call] = [node.value for node in ast.parse(snippet.text).body if isinstance(node, ast.Expr)]
+    assert isinstance(call, ast.Call)
+    told = {str(word.arg): eval(ast.unparse(word.value)) for word in call.keywords if word.arg != "labels"}
+    known = {field.name: field.default for field in fields(RouterConfig)}
+    assert told == {name: known[name] for name in told}
 
 
 def test_every_file_and_heading_that_is_named_is_there() -> None:
