@@ -114,6 +114,17 @@ def test_p0_16_a_finish_that_redis_has_lost_is_written_again(
         assert abs(late.finished.at - before.at) < 0.001
 
 
+def test_p0_14_a_finish_whose_wake_up_was_lost_is_seen(redis_server: RedisServer, nodes: MakeNode, run_id: str) -> None:
+    a, b = nodes("a", heartbeat=0.3), nodes("b", "numbers", heartbeat=0.3)
+    with redis_server.client() as client:
+        client.hset(Keys(run_id).finish, mapping={"node": "x", "reason": "completed", "at": "1"})
+        client.expire(Keys(run_id).finish, 60)
+    for node in (a, b):
+        until(lambda node=node: node.router.finished, 0.3 * 8 + SLACK)  # type: ignore[misc]
+        assert node.router.finished is not None
+        assert node.router.finished.node == "x"
+
+
 def test_p0_18_nodes_that_finish_together_agree_on_one_reason(redis_server: RedisServer) -> None:
     for _ in range(scaled(5, 100)):
         run_id = uuid.uuid4().hex

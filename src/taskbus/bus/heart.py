@@ -156,5 +156,5 @@ class Heart:
             self._ttl_renewed = now
         if self.watching or now > self._next_sweep:
             self._next_sweep = now + random.uniform(0.5, 1.0) * _SWEEP_EVERY
-            if gone := registry.sweep():
+            if gone := registry.sweep(0.9 * self._config.heartbeat):
                 self.on_gone(gone)

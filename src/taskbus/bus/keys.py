@@ -18,6 +18,7 @@ class Keys:
         self.epoch = self._key("epoch")
         self.finish = self._key("finish")
         self.streams = self._key("streams")
+        self.swept = self._key("swept")
         self._events = self._key("events:")
         self._channels = self._key("transient:")
 

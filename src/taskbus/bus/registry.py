@@ -174,9 +174,13 @@ class Registry:
         found = [_node(*flat[position : position + 3]) for position in range(0, len(flat), 3)]
         return sorted(found, key=lambda node: (len(node.id), node.id)), dead
 
-    def sweep(self) -> list[str]:
-        """Remove the nodes whose lease ran out; returns their ids."""
-        gone = self._calls.script("sweep", (self._keys.nodes, self._keys.labels), (self._keys.prefix,))
+    def sweep(self, every: float = 0.0) -> list[str]:
+        """Remove the nodes whose lease ran out; returns their ids.
+
+        Not if anybody has done it in the last ``every`` seconds, so that many watchers cost little.
+        """
+        keys = (self._keys.nodes, self._keys.labels, self._keys.swept)
+        gone = self._calls.script("sweep", keys, (self._keys.prefix, int(every * 1000)))
         return [node_id.decode() for node_id in gone]
 
     def arrive(self, name: str, count: int, ticket: str, arrival: str, timeout: float) -> tuple[bool, str, list[str]]:
@@ -225,9 +229,11 @@ class Registry:
             self._keys.inbox(self.node_id),
             *([self._keys.labels] if self.labels else ()),
             *(self._keys.label(label) for label in self.labels),
-            *([self._keys.finish] if self.finish_in_redis else ()),
         }
-        return bool(self._calls.call(b"EXISTS", *keys) == len(keys))
+        found = self._calls.call(b"EXISTS", *keys, self._keys.finish)
+        if found > len(keys) and not self.finish_in_redis:
+            return self._finish_is_there()  # its wake-up did not come
+        return bool(found == len(keys) + self.finish_in_redis)
 
     def _finish_is_there(self) -> bool:
         if self.finish_in_redis:

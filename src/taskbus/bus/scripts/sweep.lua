@@ -1,6 +1,8 @@
 #!lua flags=allow-oom
--- Remove the nodes whose lease ran out. KEYS: nodes, labels. ARGV: prefix. Answers their ids.
+-- Remove the nodes whose lease ran out. KEYS: nodes, labels, swept.
+-- ARGV: prefix, ms for which one sweep by anybody is enough, or 0. Answers their ids.
 local gone = {}
+if ARGV[2] ~= '0' and not redis.call('SET', KEYS[3], '1', 'NX', 'PX', ARGV[2]) then return gone end
 for _, id in ipairs(redis.call('SMEMBERS', KEYS[1])) do
   if redis.call('EXISTS', ARGV[1] .. 'node:' .. id) == 0 then gone[#gone + 1] = id end
 end
