@@ -211,12 +211,3 @@ def test_waits_in_parallel_end_when_another_of_them_fails(task: Task) -> None:
     task.use(task.parallel(lambda ctx: task.wait_for("x"), fail, lambda ctx: task.wait_for("y")))
     with pytest.raises(ValueError, match="side by side"):
         task.run()
-
-
-def test_a_late_trail_reports_what_it_dropped(node: Task, caplog: pytest.LogCaptureFixture) -> None:
-    node.wait_for("x", 0, since="last")
-    node._waits._trails["x"]._max_events = 2
-    for number in range(3):
-        node.emit("x", number)
-    assert "dropped 1 event(s) 'x'" in caplog.text
-    assert node.wait_for("x", 0, since="last") == ((1,), {})
