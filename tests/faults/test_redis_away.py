@@ -14,10 +14,10 @@ import pytest
 
 from taskbus import Router
 from taskbus.bus.keys import Keys
-from taskbus.errors import BusUnavailable
+from taskbus.errors import BusUnavailable, WaitTimeout
 from taskbus.proxy import Proxy
 from taskbus.testing import RedisServer, until
-from tests.faults.conftest import FAST, MakeNode, nobody_is_deaf, scaled
+from tests.faults.conftest import FAST, FULL, MakeNode, nobody_is_deaf, scaled
 from tests.faults.node import LogLines, Node, kept_in
 from tests.faults.oracle import judge
 
@@ -115,10 +115,11 @@ def test_p0_02_redis_killed_with_every_write_on_disk(lasting_server: RedisServer
     assert a.router.stats().lost == 0
 
 
-@pytest.mark.parametrize("length", [1.0, 4.0, pytest.param(12.0, marks=pytest.mark.timeout(90))])
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("length", [1.0, 5.0, *([12.0, 30.0] if FULL else [])])
 def test_p0_06_redis_frozen(redis_server: RedisServer, nodes: MakeNode, run_id: str, length: float) -> None:
     """A short freeze delays; a long one raises within the deadline; afterwards every emit is there once."""
-    a, b = nodes("a", "numbers"), nodes("b", "numbers")
+    a, b = nodes("a", "numbers", op_timeout=3.0), nodes("b", "numbers", op_timeout=3.0)
     a.pour(50)
     redis_server.freeze()
     frozen = time.monotonic()
@@ -128,15 +129,15 @@ def test_p0_06_redis_frozen(redis_server: RedisServer, nodes: MakeNode, run_id: 
         a.emit()
     acknowledged = a.sync()
     took = time.monotonic() - frozen
-    assert acknowledged == (length < 5)
-    assert took <= 6.0
+    assert acknowledged == (length < 3)
+    assert took <= 4.0
     thaw.join()
     thawed = time.monotonic()
     until(lambda: a.router.stats().heartbeat_age < time.monotonic() - thawed, 3, "the heart beats again")
     a.pour(50)
     check_all(redis_server, run_id, [a], [b])
     nobody_is_deaf([a, b])
-    assert a.ledger.longest <= 6.0
+    assert a.ledger.longest <= 4.0
 
 
 def test_p0_07_connections_killed(redis_server: RedisServer, nodes: MakeNode, run_id: str) -> None:
@@ -213,7 +214,7 @@ def test_p0_10_retry_budget(
     way: str, redis_server: RedisServer, proxy: Proxy, nodes: MakeNode, log_lines: LogLines
 ) -> None:
     """No call exceeds its deadline, and an outage costs few attempts, little time and few words."""
-    a = nodes("a", "numbers", url=proxy.url)
+    a = nodes("a", "numbers", url=proxy.url, op_timeout=2.0)
     a.pour(5)
     before = proxy.accepted
     getattr(proxy, way)()
@@ -221,14 +222,14 @@ def test_p0_10_retry_budget(
     log_lines.lines.clear()
     began, used = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)
     assert a.emit()
-    assert seconds(a.sync) <= 6.0
-    assert not a.ledger.acked >= a.ledger.unknown
+    assert seconds(a.sync) <= 3.0
+    assert a.ledger.unknown
     for call in (a.router.nodes, lambda: a.router.on("new", print), lambda: a.router.barrier("b", 2, 1.0)):
         began_call = time.monotonic()
-        with pytest.raises(BusUnavailable):
+        with pytest.raises((BusUnavailable, WaitTimeout)):
             call()
-        assert time.monotonic() - began_call <= 6.0
-    PAUSE.wait(scaled(2, 40))
+        assert time.monotonic() - began_call <= 3.0
+    PAUSE.wait(scaled(3, 50))
     outage = time.monotonic() - began
     now = resource.getrusage(resource.RUSAGE_SELF)
     assert now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime <= 1 + outage * 0.05
