@@ -77,13 +77,13 @@ def wait_for_ever(directory: str) -> None:
         _note(directory, "left")
 
 
-if __name__ == "__main__":
-    Parallel.runner(int(sys.argv[2]), node_ids=0)(globals()[sys.argv[1]], *sys.argv[3:])
-
-
 def lose_the_place() -> None:
     life = Parallel().life
     life.calls.call(b"HSET", life.keys.node("7"), b"token", b"another's")
     with task.start():
         task.emit("refused")
         task.use(lambda ctx: until(lambda: life.writer.fatal)).run()
+
+
+if __name__ == "__main__":
+    Parallel.runner(int(sys.argv[2]), node_ids=0)(globals()[sys.argv[1]], *sys.argv[3:])
