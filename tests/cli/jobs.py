@@ -25,6 +25,12 @@ def steps() -> None:
     print("left in order\n", end="", flush=True)  # in one piece: several processes write
 
 
+def late() -> None:
+    """Wait for somebody who will not come."""
+    with task.start():
+        task.wait_for_nodes("nobody")
+
+
 def crash() -> None:
     """Fail in the user's own code."""
     raise ValueError("no such luck")

@@ -55,6 +55,15 @@ def test_a_crash_exits_1_with_the_users_traceback_and_not_ours(shell: Shell, wor
     assert "src/taskbus" not in done.stderr
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_who_comes_to_a_finished_run_has_nothing_to_do_and_exits_0(shell: Shell, workers: str) -> None:
+    shell.node(node_id="a").finish("completed")
+    done = shell.run("run", "tests.cli.jobs:late", "-n", workers)
+    assert done.returncode == 0, done.stderr
+    assert "is finished already (by node 'a': completed)" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_an_error_in_the_users_module_has_its_traceback(shell: Shell) -> None:
     done = shell.run("run", "tests.cli.broken:main")
     assert done.returncode == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -110,6 +111,31 @@ def test_a_follower_from_now_on_misses_nothing_also_of_names_to_come(guest: Gues
         found += follower.read(5.0)
     assert sorted(one.args for one in found) == [(1,), (2,)]
     follower.close()
+
+
+def test_a_follower_from_now_on_begins_now_also_when_the_run_is_busy(guest: Guest, node: Router) -> None:
+    stop, done = threading.Event(), threading.Event()
+
+    def emit() -> None:
+        number = 0
+        while not stop.is_set():
+            node.emit("x", number)
+            node.sync()
+            number += 1
+        done.set()
+
+    threading.Thread(target=emit, daemon=True).start()
+    try:
+        until(lambda: guest.streams().get("x") and guest.streams()["x"].events > 20)
+        for pattern in ("x", "*"):
+            begin = guest.streams()["x"].events
+            follower = Follower(guest, [pattern])
+            first = next(one for one in follower.read(5.0) if one.event == "x")
+            assert first.number > begin
+            follower.close()
+    finally:
+        stop.set()
+        done.wait(5)
 
 
 def test_a_follower_counts_what_was_trimmed_before_it_came(config: RouterConfig, guest: Guest) -> None:

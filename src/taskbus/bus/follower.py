@@ -119,17 +119,17 @@ class Follower:
         """Take up names that are new, and begin anew in streams that Redis has lost."""
         self._looked = time.monotonic()
         known = self._guest.streams()
+        for name, stream in self._streams.items():
+            events = known[name].events if name in known else 0
+            if stream.cursor.expected is not None and events < stream.cursor.expected - 1:
+                stream.cursor = stream.cursor.rewound()
+                stream.more = True
         exact = [pattern for pattern in self._patterns if not _GLOB & set(pattern)]
         wanted = [name for name in known if self.matches(name)]
         new = [name for name in dict.fromkeys((*wanted, *exact)) if name not in self._streams]
         begins = self._begin(new) if first else {name: Cursor((0, 0), 1) for name in new}
         for name in new:
             self._streams[name] = _Stream(name, self._guest.keys.events(name), begins[name])
-        for name, stream in self._streams.items():
-            events = known[name].events if name in known else 0
-            if stream.cursor.expected is not None and events < stream.cursor.expected - 1:
-                stream.cursor = stream.cursor.rewound()
-                stream.more = True
 
     def _begin(self, names: list[str]) -> dict[str, Cursor]:
         if self._since != "now":

@@ -10,12 +10,13 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Any
 
-from taskbus.cli.common import FAILED, OK, Commands, add_command, redis_url
+from taskbus.cli.common import FAILED, OK, Commands, add_command, note, redis_url
 from taskbus.draining import Terminated
-from taskbus.errors import ConfigError, TaskbusError, WorkerFailed
+from taskbus.errors import ConfigError, RunFinished, TaskbusError, WorkerFailed
 from taskbus.parallel import Parallel
 
 __all__ = ["add_to"]
@@ -75,7 +76,7 @@ def _run(options: argparse.Namespace) -> int:
         **_spelled(options),
     )
     try:
-        run(_load(options), *options.main_arguments)
+        run(partial(_until_finished, _load(options)), *options.main_arguments)
     except SystemExit as end:
         if isinstance(end.__context__, Terminated):
             return OK
@@ -90,6 +91,14 @@ def _run(options: argparse.Namespace) -> int:
         traceback.print_exception(error.with_traceback(trace))
         return FAILED
     return OK
+
+
+def _until_finished(main: Callable[..., Any], *arguments: str) -> None:
+    """Run ``main``; who waits when the run is finished has nothing left to do, which is no failure."""
+    try:
+        main(*arguments)
+    except RunFinished as error:
+        note(str(error))
 
 
 def _spelled(options: argparse.Namespace) -> dict[str, Any]:
