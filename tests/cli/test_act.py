@@ -105,3 +105,15 @@ def test_reset_asks_at_a_terminal(shell: Shell, answer: str, code: int) -> None:
     assert process.returncode == code
     assert shell.run_id in asked and "no live nodes" in asked
     assert bool(shell.keys()) == bool(code)
+
+
+def test_the_secret_comes_from_the_environment(shell: Shell) -> None:
+    heard: list[int] = []
+    node = shell.node(secret="geheim")
+    node.on("x", heard.append)
+    assert shell.run("emit", "x", "[1]").returncode == 0
+    until(lambda: node.stats().rejected.get("signature") == 1, what="the unsigned frame is refused")
+    assert shell.run("emit", "x", "[2]", env={"TASKBUS_SECRET": "geheim"}).returncode == 0
+    until(lambda: heard == [2])
+    seen = shell.run("tail", "--since", "start", "--no-follow", "--event", "x", env={"TASKBUS_SECRET": "geheim"})
+    assert "signature" in seen.stdout.splitlines()[0] and "(2)" in seen.stdout.splitlines()[1]
