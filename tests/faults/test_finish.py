@@ -70,6 +70,7 @@ def test_p0_16_a_finish_while_redis_is_away_is_pending_and_reaches_everybody(
 ) -> None:
     a, b, c = (nodes(name, "numbers", op_timeout=2.0) for name in "abc")
     a.pour(20)
+    until(lambda: len(b.heard["numbers"]) == len(c.heard["numbers"]) == 20)
     if how == "frozen":
         redis_server.freeze()
     else:
