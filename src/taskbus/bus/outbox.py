@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from taskbus import frame
 from taskbus.bus.bell import Bell
+from taskbus.bus.room import snapshot
 from taskbus.codec import Encoded
 from taskbus.errors import BusDenied, BusError, BusUnavailable, EncodeError, NotAcknowledged
 
@@ -37,11 +38,8 @@ class OpenFrame:
         self.transient = transient
         self.count = 0
         self.text = bytearray(b"[")
-        self.buffers: list[bytes] = []
+        self.buffers: list[memoryview] = []
         self.size = 0
-
-    def views(self) -> list[memoryview]:
-        return [memoryview(buffer) for buffer in self.buffers]
 
 
 def _nobody(event: str) -> Sequence[Sink]:
@@ -99,7 +97,7 @@ class Outbox:
         size = len(text) if not buffers else frame.body_size(text, buffers)
         if size > self._max_payload or (transient and size > _TRANSIENT_BYTES):
             raise self._too_large(event, size, transient)
-        copies = [bytes(buffer) for buffer in buffers] if buffers else None
+        copies = [snapshot(buffer) for buffer in buffers] if buffers else None
         key = "\0" + event if transient else event
         with self._lock:
             emitted = self.emitted

@@ -128,7 +128,7 @@ class Taker:
         blob = self._fetch(head.blob) if head.blob is not None else None
         return frame.events(head, blob, secret=self._config.secret, allow_pickle=allow_pickle)
 
-    def _fetch(self, blob: str) -> bytes:
+    def _fetch(self, blob: str) -> bytes | memoryview:
         try:
             value = self._blobs.call(b"GET", self._keys.blob(blob))
         except BusDenied as error:
