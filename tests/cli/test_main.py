@@ -36,6 +36,13 @@ def test_wrong_arguments_exit_2(shell: Shell) -> None:
     assert shell.run("nodes", "--", "more").returncode == 2
 
 
+def test_numbers_that_make_no_sense_are_refused_in_words(shell: Shell) -> None:
+    for command in ("wait x --timeout soon", "top --interval 0", "wait x --timeout nan"):
+        done = shell.run(*command.split())
+        assert done.returncode == 2
+        assert "a number of seconds of at least" in done.stderr
+
+
 def test_a_command_without_any_url_says_how_to_give_one(shell: Shell) -> None:
     done = shell.run("nodes", env={"TASKBUS_URL": ""})
     assert done.returncode == 2

@@ -20,6 +20,12 @@ def test_several_processes_are_several_nodes(shell: Shell) -> None:
     assert sorted(said.splitlines()) == ["heard on 5 node.5", "heard on 6 node.6"]
 
 
+def test_one_id_is_not_enough_for_several(shell: Shell) -> None:
+    done = shell.run("run", "tests.cli.jobs:say", "-n", "2", env={"TASKBUS_NODE_ID": "a"})
+    assert done.returncode == 2 and "--node-ids" in done.stderr
+    assert shell.run("run", "tests.cli.jobs:say", env={"TASKBUS_NODE_ID": "a"}).stdout == "heard on a node.a\n"
+
+
 def test_the_spellings_of_ditask_are_taken(shell: Shell) -> None:
     said = shell.ok(
         *("run", "--package", ".", "--main", "tests.cli.jobs.say", "--parallel-workers", "1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ __all__ = [
     "guest_of",
     "note",
     "redis_url",
+    "seconds",
     "table",
 ]
 
@@ -81,6 +83,21 @@ def config_of(options: argparse.Namespace, **settings: Any) -> RouterConfig:
 def guest_of(options: argparse.Namespace, **settings: Any) -> Guest:
     """A guest at the run of the options; not yet connected. Somebody sits before it, so it gives up early."""
     return Guest(config_of(options, **{"op_timeout": 2.0, **settings}))
+
+
+def seconds(least: float = 0.0) -> Callable[[str], float]:
+    """A type for argparse: a number of seconds."""
+
+    def parse(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not number >= least:
+            raise argparse.ArgumentTypeError(f"a number of seconds of at least {least:g} is needed, not {text!r}")
+        return number
+
+    return parse
 
 
 def complain(name: str, what: object) -> None:

@@ -25,6 +25,7 @@ from taskbus.cli.common import (
     complain,
     guest_of,
     note,
+    seconds,
 )
 from taskbus.cli.show import as_json, as_line
 from taskbus.config import check_name
@@ -66,7 +67,7 @@ def add_to(commands: Commands) -> None:
     parser = add_command(commands, "wait", _wait, "wait for an event and print it as JSON", _WAIT)
     parser.add_argument("event", metavar="EVENT", nargs="?", help="its name, or a glob")
     parser.add_argument("--finish", action="store_true", help="wait for the finish of the run instead")
-    parser.add_argument("--timeout", metavar="SECONDS", type=_seconds, default=math.inf, help="default: for ever")
+    parser.add_argument("--timeout", metavar="SECONDS", type=seconds(), default=math.inf, help="default: for ever")
     _add_shared(parser)
 
 
@@ -82,13 +83,6 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="import this first, for the types that it registers",
     )
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not seconds >= 0:
-        raise ValueError("negative")
-    return seconds
 
 
 def _import(modules: list[str]) -> None:

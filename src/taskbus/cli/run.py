@@ -14,7 +14,8 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-from taskbus.cli.common import FAILED, OK, Commands, add_command, note, redis_url
+from taskbus.cli.common import FAILED, OK, Commands, add_command, note, redis_url, seconds
+from taskbus.config import RouterConfig
 from taskbus.draining import Terminated
 from taskbus.errors import ConfigError, RunFinished, TaskbusError, WorkerFailed
 from taskbus.parallel import Parallel
@@ -55,7 +56,9 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--node-ids", metavar="IDS", help="one for each process, or the number to count from")
     parser.add_argument("--auto-recover", action="store_true", help="start a function that failed again")
     parser.add_argument("--max-retries", metavar="N", type=int, default=None, help="how often (default: for ever)")
-    parser.add_argument("--startup-interval", metavar="SECONDS", type=float, default=0.0, help="between two processes")
+    parser.add_argument(
+        "--startup-interval", metavar="SECONDS", type=seconds(), default=0.0, help="between two processes"
+    )
     for spelling in ("-m", "--main"):
         parser.add_argument(spelling, dest="main_option", metavar="MODULE.FUNCTION", help=argparse.SUPPRESS)
     parser.add_argument("-p", "--package", default=".", help=argparse.SUPPRESS)
@@ -64,6 +67,8 @@ def add_to(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.workers > 1 and not options.node_ids and RouterConfig.from_env().node_id is not None:
+        raise ConfigError(f"TASKBUS_NODE_ID names one node, and {options.workers} are asked for: give --node-ids")
     run = Parallel.runner(
         options.workers,
         redis_url=redis_url(options),

@@ -10,7 +10,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from taskbus.cli.board import SORTS, Board, Sample
-from taskbus.cli.common import OK, Commands, add_command, guest_of
+from taskbus.cli.common import OK, Commands, add_command, guest_of, seconds
 from taskbus.errors import BusUnavailable
 
 if TYPE_CHECKING:
@@ -38,15 +38,8 @@ _HELP = "  ".join(f"{key}:{what}" for key, (what, _) in SORTS.items())
 def add_to(commands: Commands) -> None:
     """The parser of the command."""
     parser = add_command(commands, "top", _top, "show a run live: nodes, steps, rates", _EXAMPLES)
-    parser.add_argument("--interval", metavar="SECONDS", type=_interval, default=2.0, help="default: 2")
+    parser.add_argument("--interval", metavar="SECONDS", type=seconds(0.1), default=2.0, help="default: 2")
     parser.add_argument("--sort", choices=sorted(SORTS), default="i", help="the key to begin with (default: i)")
-
-
-def _interval(text: str) -> float:
-    seconds = float(text)
-    if not 0.1 <= seconds <= 3600:
-        raise ValueError("out of range")
-    return seconds
 
 
 def _top(options: argparse.Namespace) -> int:
