@@ -96,17 +96,20 @@ class Draining:
                     if not byte:
                         return
                     if byte in (signal.SIGTERM, signal.SIGINT):
-                        budget = self._arrived(byte)
+                        budget = self._arrived(byte, budget)
             else:
                 watched = [self._read]
-                budget = self._arrived(signal.SIGTERM)
+                budget = self._arrived(signal.SIGTERM, budget)
 
-    def _arrived(self, number: int) -> float | None:
+    def _arrived(self, number: int, budget: float | None) -> float | None:
         """Take one signal; returns how long the tasks may still work, ``None`` when nothing is waited for."""
         if self._own:
             self._own -= 1
         elif self._number and number == signal.SIGTERM and multiprocessing.parent_process() is not None:
-            pass  # the parent of workers passes on what the whole group may have got already
+            return budget  # the parent of workers passes on what the whole group may have got already
+        elif self._number == signal.SIGTERM and not self._raised and multiprocessing.parent_process() is not None:
+            self._number = number  # and what it passes on may come first
+            return INT_BUDGET
         elif self._number:
             if self._raised and number == signal.SIGINT:
                 os._exit(130)  # the third time: whoever types it wants no more flushing

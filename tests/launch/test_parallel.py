@@ -127,6 +127,17 @@ def test_ctrl_c_ends_everything_soon_without_tracebacks(tmp_path: Path, job: str
     assert all(lines[-1] == "left" for lines in _notes(tmp_path).values())
 
 
+def test_a_ctrl_c_that_workers_hear_of_from_their_parent_first_is_one_ctrl_c(tmp_path: Path) -> None:
+    process = _start("step_for_ever", 2, tmp_path)
+    until(lambda: len(_pids(tmp_path)) == 2, 30.0, "the workers are at work")
+    for pid in _pids(tmp_path):
+        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (0, "")
+    assert all(lines[-1] == "left" for lines in _notes(tmp_path).values())
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_sigterm_lets_the_step_end_and_exits_with_0(tmp_path: Path, workers: int) -> None:
     process = _start("step_for_ever", workers, tmp_path)
