@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import multiprocessing
 import os
-import pickle
 import random
 import threading
 import time
@@ -14,15 +12,17 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from taskbus.bus.embedded import EmbeddedServer
 from taskbus.config import RouterConfig
 from taskbus.draining import Draining, Terminated
 from taskbus.errors import ConfigError, NodeIdTaken, NotStarted, WorkerFailed
 from taskbus.router import Router, activate, active_router
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+    from multiprocessing.process import BaseProcess
 
 __all__ = ["Parallel", "Plan", "run_node", "user_traceback"]
 
@@ -214,7 +214,10 @@ class _Workers:
         self._plan = plan
         self._settings = settings
         self._job = job
+        import multiprocessing.connection  # here: a node that spawns nobody need not wait for it
+
         self._context = multiprocessing.get_context("spawn")
+        self._wait = multiprocessing.connection.wait
         self._processes: dict[int, BaseProcess] = {}
         self._pipes: dict[int, Connection] = {}
         self._attempts = [0] * plan.workers
@@ -224,7 +227,7 @@ class _Workers:
             try:
                 self._start_all()
                 while self._processes:
-                    ready = wait([process.sentinel for process in self._processes.values()])
+                    ready = self._wait([process.sentinel for process in self._processes.values()])
                     for number, process in list(self._processes.items()):
                         if process.sentinel in ready:
                             self._ended(number, process)
@@ -238,7 +241,7 @@ class _Workers:
     def _start_all(self) -> None:
         for number in range(self._plan.workers):
             if number and self._plan.startup_interval:
-                wait([process.sentinel for process in self._processes.values()], self._plan.startup_interval)
+                self._wait([process.sentinel for process in self._processes.values()], self._plan.startup_interval)
             self._start(number)
 
     def _start(self, number: int) -> None:
@@ -313,6 +316,8 @@ def _receive(pipe: Connection) -> str:
 
 def _check_spawnable(main: Callable[..., Any], args: Any, kwargs: Any) -> None:
     try:
+        import pickle
+
         pickle.dumps((main, args, kwargs))
     except Exception as error:  # noqa: BLE001 pickle lets errors of all kinds through
         raise ConfigError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import pickle
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any, NamedTuple
@@ -84,6 +83,8 @@ def encode_pickle(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Encoded:
     """
     buffers: list[memoryview] = []
     try:
+        import pickle  # here: most nodes never need it
+
         data = pickle.dumps((args, kwargs), protocol=5, buffer_callback=lambda each: buffers.append(each.raw()))
     except Exception as error:
         raise EncodeError(f"the arguments cannot be pickled: {error!r}", path="") from error
@@ -209,6 +210,8 @@ def _decode_pickle(buffers: Sequence[memoryview], codec: str, allow_pickle: bool
         raise malformed("an event of no known codec")
     if not allow_pickle:
         raise DecodeError("a pickled event, and this reader takes none", reason="pickle")
+    import pickle
+
     args, kwargs = pickle.loads(buffers[0], buffers=buffers[1:])
     if type(args) is not tuple or type(kwargs) is not dict:
         raise malformed("a pickle of something else")
