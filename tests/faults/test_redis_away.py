@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import resource
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import pytest
 from taskbus import Router
 from taskbus.bus.keys import Keys
 from taskbus.errors import BusUnavailable, WaitTimeout
-from taskbus.proxy import Proxy
+from taskbus.proxy import Direction, Proxy
 from taskbus.testing import RedisServer, until
 from tests.faults.conftest import FAST, FULL, MakeNode, nobody_is_deaf, scaled
 from tests.faults.node import LogLines, Node, kept_in
@@ -78,6 +79,21 @@ def test_p0_01_redis_not_reachable_at_start(way: str, redis_server: RedisServer,
         assert not router.is_active
         router.stop()
     redis_server.start()
+
+
+def test_p0_01_nobody_answers_the_first_packet(run_id: str) -> None:
+    """As with an address that a firewall swallows: the whole attempt is bounded, not only each part of it."""
+    with socket.socket() as full, socket.socket() as one, socket.socket() as two:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for waiting in (one, two):
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())  # the queue is full now, and the kernel drops who comes next
+        router = Router(f"redis://127.0.0.1:{full.getsockname()[1]}/0", run_id=run_id, op_timeout=1.0)
+        began = time.monotonic()
+        with pytest.raises(BusUnavailable, match="127.0.0.1"):
+            router.start()
+        assert time.monotonic() - began <= 2.0
 
 
 def test_p0_01_start_waits_for_redis_when_asked_to(redis_server: RedisServer, proxy: Proxy, run_id: str) -> None:
@@ -304,3 +320,39 @@ def test_p0_12_writes_refused_for_a_while(reason: str, redis_server: RedisServer
     assert threads <= {thread.name for thread in threading.enumerate()}
     check_all(redis_server, run_id, [a], [b])
     nobody_is_deaf([a, b])
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_p1_19_half_open(
+    direction: Direction, redis_server: RedisServer, proxy: Proxy, nodes: MakeNode, run_id: str
+) -> None:
+    """Only one way is silent, and no end of a connection comes through: it is noticed like both."""
+    a, b = nodes("a", "numbers", url=proxy.url, **FAST), nodes("b", "numbers", **FAST)
+    a.pour(20)
+    proxy.blackhole(direction=direction)
+    began = time.monotonic()
+    until(lambda: not a.router.stats().healthy, 6, "a says that it is not well")
+    assert time.monotonic() - began <= FAST["block"] + 2.5
+    a.emit()
+    assert not a.sync(1)
+    proxy.heal()
+    until(lambda: a.sync(1), 3)
+    check_all(redis_server, run_id, [a], [b])
+    nobody_is_deaf([a, b])
+
+
+def test_p1_16_a_slow_link(redis_server: RedisServer, proxy: Proxy, nodes: MakeNode, run_id: str) -> None:
+    """200 ms more or less each way: slower, with the same guarantees, and nobody is taken for dead."""
+    a, b = nodes("a", "numbers", url=proxy.url), nodes("b", "numbers", url=proxy.url)
+    gone: list[str] = []
+    b.router.on("taskbus.node_left", lambda node, reason: gone.append(node))
+    proxy.delay(0.2, 0.1)
+    a.pour(60, each=20)
+    b.pour(60, each=20)
+    PAUSE.wait(scaled(3, 300))
+    check_all(redis_server, run_id, [a, b], [a, b])
+    assert not gone
+    assert a.router.stats().healthy
+    assert a.router.stats().reconnects == b.router.stats().reconnects == 0
+    assert {node.id for node in a.router.nodes()} == {"a", "b"}
+    proxy.heal()

@@ -332,3 +332,72 @@ def test_p1_20_a_resolver_that_never_answers(monkeypatch: pytest.MonkeyPatch, ru
         router.start()
     assert time.monotonic() - began <= 2
     hang.set()
+
+
+@pytest.mark.parametrize("fault", ["reset", "blackhole", "frozen"])
+def test_p1_28_tls_and_a_fault(
+    fault: str, redis_server: RedisServer, nodes: MakeNode, run_id: str, tmp_path: Path
+) -> None:
+    """What is encrypted is hurt in the same ways, and heals in the same time."""
+    ca = Certificates(tmp_path)
+    with (
+        TlsFront(redis_server.port, *ca.sign("server", "127.0.0.1")) as front,
+        Proxy(("127.0.0.1", front.port)) as proxy,
+    ):
+        url = f"rediss://127.0.0.1:{proxy.port}/0?ssl_ca_certs={ca.ca}"
+        a, b = nodes("a", "numbers", url=url, **FAST), nodes("b", "numbers", url=url, **FAST)
+        pouring = in_background(lambda: a.pour(200, pause=0.05, each=10))
+        for _ in range(3):
+            PAUSE.wait(0.3)
+            if fault == "reset":
+                proxy.reset()
+            elif fault == "frozen":
+                redis_server.freeze()
+                PAUSE.wait(0.7)
+                redis_server.thaw()
+            else:
+                proxy.blackhole()
+                PAUSE.wait(0.7)
+                proxy.heal()
+        pouring.join()
+        check_all(redis_server, run_id, [a], [b])
+        nobody_is_deaf([a, b])
+        a.stop()
+        b.stop()
+
+
+@pytest.mark.parametrize("edit", ["XTRIM", "XDEL", "RENAME", "EXPIRE"])
+def test_p2_06_an_operator_edits_our_stream(
+    edit: str, redis_server: RedisServer, proxy: Proxy, nodes: MakeNode, run_id: str
+) -> None:
+    """What was taken out before it was read is counted, to the event; whoever had read it notices nothing."""
+    a, b, c = nodes("a"), nodes("b", "numbers"), nodes("c", "numbers", url=proxy.url)
+    key = Keys(run_id).events("numbers")
+    a.pour(10, each=1)
+    until(lambda: len(c.heard["numbers"]) == 10)
+    reader = proxy.find(b"XREAD")
+    assert reader is not None
+    proxy.blackhole(connection=reader)
+    a.pour(50, each=1)
+    until(lambda: len(b.heard["numbers"]) == 60)
+    with redis_server.client() as client:
+        if edit == "XTRIM":
+            client.xtrim(key, maxlen=0)
+        elif edit == "XDEL":
+            for entry, _ in client.xrange(key)[15:50:3]:
+                client.xdel(key, entry)
+        elif edit == "RENAME":
+            client.rename(key, b"elsewhere")
+            client.expire(b"elsewhere", 60)
+        else:
+            client.expire(key, 0)
+        proxy.heal()
+        a.pour(20, each=1)
+    until(lambda: c.heard["numbers"][-1][1] == 80, 5)
+    assert c.router.stats().missed == 80 - len(c.heard["numbers"])
+    assert len(b.heard["numbers"]) == 80
+    assert b.router.stats().missed == 0
+    for node in (b, c):
+        verdict = judge([a.ledger], node.heard["numbers"])
+        assert not (verdict.repeated or verdict.ghosts or verdict.disorder), str(verdict)
+        assert not node.state_losses

@@ -33,7 +33,7 @@ __all__ = ["Writer"]
 
 log = logging.getLogger("taskbus")
 
-_HISTORY = 4096
+_HISTORY = 10_000
 _SENT_AT_ONCE = 8192  # bytes; fits into any socket's buffer when nothing is in flight, so that no emit is held up
 _WAIT_FOR_REPLICAS = 1.0
 _PAUSE_WHEN_DENIED = 5.0
