@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -54,7 +55,7 @@ def a_member(tmp_path: Path) -> Iterator[Callable[[str, str], Member]]:
     def start(role: str, command: str) -> Member:
         ended = threading.Event()
         name = f"{role}-{len(members) + 1}"
-        member = Member(role, name, ["sh", "-c", command], tmp_path / "log", lambda _: ended.set())
+        member = Member(role, name, ["sh", "-c", command], os.environ, tmp_path / "log", lambda _: ended.set())
         members.append(member)
         assert ended.wait(20)
         return member
@@ -64,9 +65,7 @@ def a_member(tmp_path: Path) -> Iterator[Callable[[str, str], Member]]:
         assert member.ended
 
 
-def test_the_end_is_the_durable_finish_and_what_was_emitted_before_it_is_known(
-    watch: Watch, evaluator: Router
-) -> None:
+def test_the_end_is_the_durable_finish_and_what_was_emitted_before_it_is_known(watch: Watch, evaluator: Router) -> None:
     evaluator.emit("evaluation", steps=1000, mean_return=480.0, solved=True)
     evaluator.finish()
     watch.until_over(timeout=20)
