@@ -90,6 +90,21 @@ def _read(terminal: int, is_enough: Callable[[str], bool]) -> str:
     return seen
 
 
+def test_what_others_wrote_into_redis_does_not_reach_the_terminal(shell: Shell) -> None:
+    node = shell.node(node_id="a")
+    node.emit("x", "\x1b[2J")
+    node.sync()
+    with shell.client() as client:
+        prefix = f"taskbus:{{{shell.run_id}}}:"
+        client.hset(f"{prefix}node:a", "role", "\x1b[31mred\0")
+        client.hset(f"{prefix}streams", "\x1b]0;title\x07", "1 1 1 -1 0 0 ")
+    node.finish("\x1b[2Jgone")
+    for command in ("nodes", "top --interval 0.1", "runs", "tail --since start --no-follow", "finish"):
+        done = shell.run(*command.split())
+        assert done.returncode == 0
+        assert "\x1b" not in done.stdout + done.stderr and "\0" not in done.stdout
+
+
 def test_check_is_about_the_nodes_of_this_host(shell: Shell) -> None:
     done = shell.run("check")
     assert done.returncode == 1 and "no node" in done.stderr

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from taskbus.bus.runs import remove_run
-from taskbus.cli.common import FAILED, OK, Commands, add_command, complain, guest_of, note
+from taskbus.cli.common import FAILED, OK, Commands, add_command, clean, complain, guest_of, note
 from taskbus.config import check_name
 from taskbus.errors import ConfigError
 
@@ -87,7 +87,7 @@ def _finish(options: argparse.Namespace) -> int:
         before = guest.finished()
         finish = before or guest.finish(options.reason)
     word = "was finished already" if before else "is finished"
-    print(f"run {guest.config.run_id!r} {word}, by node {finish.node!r}: {finish.reason}")
+    print(clean(f"run {guest.config.run_id!r} {word}, by node {finish.node!r}: {finish.reason}"))
     return OK
 
 

@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from taskbus.cli.common import ago, table
+from taskbus.cli.common import ago, clean, table
 
 if TYPE_CHECKING:
     from taskbus.bus.guest import Guest, StreamState
@@ -102,7 +102,7 @@ class Board:
             title += f"   FINISHED {when} ago by node {last.finish.node}: {last.finish.reason}"
         healthy = sum(node.healthy for node in last.nodes)
         title += f"   {len(last.nodes)} nodes, {healthy} healthy"
-        return [title, "", *self._node_lines(last), "", *self._event_lines(last)]
+        return [clean(title), "", *self._node_lines(last), "", *self._event_lines(last)]
 
     def _node_lines(self, last: Sample) -> list[str]:
         nodes = sorted(last.nodes, key=self._key, reverse=self.reverse)

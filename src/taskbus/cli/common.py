@@ -25,6 +25,7 @@ __all__ = [
     "Commands",
     "add_command",
     "ago",
+    "clean",
     "complain",
     "config_of",
     "guest_of",
@@ -100,14 +101,23 @@ def seconds(least: float = 0.0) -> Callable[[str], float]:
     return parse
 
 
+def clean(text: str) -> str:
+    """``text`` without what a terminal would obey: who can write to Redis must not reach the screen of who looks on."""
+    return (
+        text
+        if text.isprintable()
+        else "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
+    )
+
+
 def complain(name: str, what: object) -> None:
     """One sentence on stderr."""
-    print(f"taskbus {name}: {what}", file=sys.stderr, flush=True)
+    print(f"taskbus {name}: {clean(' '.join(str(what).split()))}", file=sys.stderr, flush=True)
 
 
 def note(text: str) -> None:
     """News beside the output proper, on stderr."""
-    print(f"# {text}", file=sys.stderr, flush=True)
+    print(f"# {clean(text)}", file=sys.stderr, flush=True)
 
 
 def ago(seconds: float | None) -> str:
@@ -124,7 +134,7 @@ def ago(seconds: float | None) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], *, right: str = "") -> list[str]:
     """Lines with aligned columns; those named in ``right`` (separated by blanks) are aligned to the right."""
-    cells = [[str(cell) for cell in row] for row in (head, *rows)]
+    cells = [[clean(str(cell)) for cell in row] for row in (head, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
     to_right = [name in right.split() for name in head]
     return [

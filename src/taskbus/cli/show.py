@@ -11,6 +11,8 @@ import time
 from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING, Any
 
+from taskbus.cli.common import clean
+
 if TYPE_CHECKING:
     from taskbus.bus.follower import Sighting
 
@@ -47,7 +49,7 @@ def as_line(sighting: Sighting, node: str, width: int) -> str:
     parts += [f"{name}={_short(value)}" for name, value in (sighting.kwargs or {}).items()]
     what = f"<{sighting.problem}>" if sighting.problem else f"({', '.join(parts)})"
     to = f" to {','.join(sighting.only_to)}" if sighting.only_to else ""
-    return f"{at}  {sighting.event:<{width}}  {node:<8}{to}  {what}"
+    return clean(f"{at}  {sighting.event:<{width}}  {node:<8}{to}  {what}")
 
 
 def plain(value: Any, depth: int = 0) -> Any:
