@@ -28,11 +28,17 @@ _RAW_IMPORT = _CLOCK + "import redis" + _DONE.format("(time.perf_counter() - sta
 _TASK = "from taskbus import Task\nTask().start().stop()\n" + _CLOCK + "Task().start().stop()"
 _TASK += _DONE.format("(time.perf_counter() - start) * 1e6")
 
-_NODE = "from taskbus import Router\nRouter(URL, run_id=RUN).start().stop()\n" + _CLOCK
-_NODE += "Router(URL, run_id=RUN).start().stop()" + _DONE.format("(time.perf_counter() - start) * 1e3")
-_TRIPS = "import redis\nclient = redis.Redis.from_url(URL)\nclient.ping()\nclient.close()\n" + _CLOCK
-_TRIPS += "client = redis.Redis.from_url(URL)\nfor _ in range(3): client.ping()\nclient.close()"
-_TRIPS += _DONE.format("(time.perf_counter() - start) * 1e3")
+_MEDIAN = """
+import json, statistics, time
+def took():
+    start = time.perf_counter()
+    once()
+    return (time.perf_counter() - start) * 1e3
+print(json.dumps(statistics.median(took() for _ in range(21))))
+"""
+_NODE = "from taskbus import Router\ndef once(): Router(URL, run_id=RUN).start().stop()" + _MEDIAN
+_TRIPS = "import redis\ndef once():\n    with redis.Redis.from_url(URL) as client:\n"
+_TRIPS += "        for _ in range(3): client.ping()" + _MEDIAN
 
 
 def _run(text: str, url: str, compiled: str) -> float:

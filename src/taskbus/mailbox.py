@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 MAX_EVENTS: Final = 10_000
 MAX_BYTES: Final = 64 * 1024 * 1024
 CHUNK_EVENTS: Final = 256
+PATIENCE: Final = 0.01
+"""Seconds for which an emitter waits for half the mailbox to be free, before any room will do."""
 
 
 def function_name(fn: Callable[..., Any]) -> str:
@@ -134,6 +136,8 @@ class Listener:
         self._bytes = 0
         self._refused = False  # an offer did not fit
         self._relief = False  # somebody waits for room
+        self._emitters = 0  # how many of them do
+        self._full_since = 0.0
 
     def __repr__(self) -> str:
         return f"<Listener {function_name(self.fn)} on {self.event!r}>"
@@ -175,10 +179,14 @@ class Listener:
             self._relief = True  # before looking: delivery takes out first and looks at this second
             if self._closed or self.depth < self._max_events:
                 return True
-            left = deadline - monotonic()
-            if left <= 0:
+            begin = monotonic()
+            if begin >= deadline:
                 return False
-            self._room.wait(left)
+            if not self._emitters:
+                self._full_since = begin
+            self._emitters += 1
+            self._room.wait(deadline - begin)
+            self._emitters -= 1
 
     def _take_once(self, event: Event) -> None:
         if not (self._taken or self._closed):
@@ -275,15 +283,23 @@ class Listener:
             self._bytes -= chunk.nbytes
 
     def _relieve(self) -> None:
-        """Wake who waits for room: emitters for any, the reader for half, since it fetches many at once."""
+        """Wake who waits for room: the reader when half is free, emitters too, or after a while for any room at all.
+
+        An emitter that is woken for each free place changes threads for each event: a sixth of the events per second.
+        """
+        half = self.depth <= self._max_events // 2
+        if not half and self._emitters and monotonic() - self._full_since < PATIENCE:
+            return  # there is more to deliver, so this is asked again
         with self._room:
-            full = self.depth >= self._max_events
-            if not full:
+            half = self.depth <= self._max_events // 2
+            waits = self._emitters > 0
+            if waits and (half or self.depth < self._max_events):
                 self._room.notify_all()
-            refill = self._refused and self.depth <= self._max_events // 2 and self._bytes <= self._max_bytes // 2
+                waits = False
+            refill = self._refused and half and self._bytes <= self._max_bytes // 2
             if refill:
                 self._refused = False
-            self._relief = self._refused or full
+            self._relief = self._refused or waits
         if refill:
             self._host.refill(self.event)
 
