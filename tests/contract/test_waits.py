@@ -82,7 +82,7 @@ def test_waiters_end_with_a_stop(start_task: StartTask) -> None:
 
 
 def test_waiters_end_when_another_process_has_this_nodes_id(start_task: StartTask, join: Join) -> None:
-    a = start_task(node_id="a", heartbeat=0.2)
+    a = start_task(node_id="a", heartbeat=2.0)
     with ThreadPoolExecutor(20) as pool:
         waits = [pool.submit(a.wait_for, "x", since=since) for since in ("now", "last") for _ in range(10)]
         until(lambda: len(a._link.loop.sinks("x")) == 11 and joined(a, "x") == 10)
@@ -105,6 +105,7 @@ def test_waiters_end_too_when_it_is_a_write_that_shows_that(start_task: StartTas
         wait = pool.submit(a.wait_for, "x")
         until(lambda: a._link.loop.sinks("x"))
         life = a._link.life  # type: ignore[attr-defined]
+        a.sync()  # nothing of before is a write, too
         life.calls.call(b"HSET", life.keys.node("a"), b"token", b"another")
         a.emit("y")
         with pytest.raises(Fenced, match="node id 'a'"):
