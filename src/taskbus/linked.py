@@ -22,7 +22,7 @@ from taskbus.until import until
 
 __all__ = ["Emitted", "LinkedNode", "LinkedNodes"]
 
-_SETTINGS: dict[str, Any] = {"heartbeat": 0.2, "lease": 1.0, "block": 0.3, "op_timeout": 3.0, "stop_timeout": 1.0}
+_SETTINGS: dict[str, Any] = {"heartbeat": 0.2, "lease": 2.0, "block": 0.3, "op_timeout": 3.0, "stop_timeout": 1.0}
 """Short ones, so that a test does not wait long for a lease to run out."""
 
 
