@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from taskbus.testing import RedisServer
 from tests.cli.conftest import Shell
 
 COMMANDS = ("run", "nodes", "tail", "emit", "wait", "finish", "reset", "runs", "check", "doctor", "top")
@@ -86,8 +87,10 @@ def test_the_output_may_be_cut_off_by_its_reader(shell: Shell) -> None:
     assert process.stderr.read() == ""
 
 
-def test_host_and_port_stand_in_for_a_url(shell: Shell) -> None:
-    port = shell.url.rpartition(":")[2].partition("/")[0]
+def test_host_and_port_stand_in_for_a_url(redis_server: RedisServer) -> None:
+    port = str(redis_server.port)  # of a server of its own: the shared one may want a password
+    shell = Shell(redis_server.url)
     shell.node(node_id="a")
     done = shell.run("nodes", "--redis-host", "127.0.0.1", "--redis-port", port, env={"TASKBUS_URL": ""})
+    shell.close()
     assert done.stdout.splitlines()[1].startswith("a ")

@@ -34,6 +34,7 @@ class Worker:
                 if command["do"] == "quit":
                     break
                 threading.Thread(target=self._answer, args=(command,), daemon=True).start()
+        self._out.acquire()  # an interpreter that ends while a thread is in the midst of writing aborts
         return 0
 
     def _answer(self, command: dict[str, Any]) -> None:
