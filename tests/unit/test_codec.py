@@ -144,7 +144,11 @@ def test_a_cycle_is_an_error_that_names_it() -> None:
         encode((table,), {})
 
 
-@pytest.mark.parametrize("make", [lambda v: [v], lambda v: {"k": v}, lambda v: (v,), lambda v: {1: v}, Point], ids=str)
+@pytest.mark.parametrize(
+    "make",
+    [lambda v: [v], lambda v: {"k": v}, lambda v: (v,), lambda v: {1: v}, Point],
+    ids=["list", "dict", "tuple", "dict of ints", "registered"],
+)
 def test_depth_has_a_limit_and_all_up_to_it_travels(make: Callable[[Any], Any]) -> None:
     deep = nested(MAX_DEPTH, make)
     args, kwargs = decode(*join(encode((deep,), {"k": deep})))[0]
@@ -154,7 +158,7 @@ def test_depth_has_a_limit_and_all_up_to_it_travels(make: Callable[[Any], Any]) 
         encode((make(deep),), {})
 
 
-@pytest.mark.parametrize("make", [lambda v: [v], lambda v: (v,), lambda v: {None: v}], ids=str)
+@pytest.mark.parametrize("make", [lambda v: [v], lambda v: (v,), lambda v: {None: v}], ids=["list", "tuple", "dict"])
 def test_absurd_depth_is_no_recursion_error(make: Callable[[Any], Any]) -> None:
     with pytest.raises(EncodeError):
         encode((nested(100_000, make),), {})
