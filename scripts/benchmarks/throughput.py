@@ -196,7 +196,13 @@ def measure(stage: Stage, row: Row, count: int, consumers: int, *, transient: bo
 
 
 def run(stage: Stage) -> list[Row]:
+    consumers = stage.size(8, 2)
     return [
         measure(stage, Row("throughput, 1 consumer", "events/s", reach=3.0), stage.size(300_000, 5_000), 1),
-        measure(stage, Row("fan-out, 8 consumers", "deliveries/s", reach=3.0), stage.size(100_000, 2_000), 8),
+        measure(
+            stage,
+            Row(f"fan-out, {consumers} consumers", "deliveries/s", reach=3.0),
+            stage.size(100_000, 2_000),
+            consumers,
+        ),
     ]
