@@ -61,7 +61,8 @@ class Soak:
             self._server = self._stack.enter_context(RedisServer(*options, appendonly=True))
             self._proxy = self._stack.enter_context(Proxy(("127.0.0.1", self._server.port)))
             talking = [self._make_node(name) for name in ("a", "b")]
-            self._processes = [self._make_process(), self._make_process()]
+            for _ in range(2):
+                self._processes.append(self._make_process())
             self._hurt(time.monotonic() + self._seconds)
             self._quiet(talking)
             self._judge()
