@@ -17,6 +17,7 @@ from taskbus.frame import unpack
 from taskbus.testing import RedisServer, until
 from tests.faults.conftest import MakeNode, MakeProcess, scaled
 from tests.faults.node import Node, kept_in
+from tests.faults.process import RemoteError
 
 PAUSE = threading.Event()
 QUICK = {"heartbeat": 0.5, "lease": 2.0}
@@ -83,6 +84,10 @@ def test_p0_30_a_paused_owner_that_was_replaced_is_fenced(
         assert [node.id for node in replacement.router.nodes()] == ["x"]
     assert entries_of(redis_server, run_id, producer) == before
     assert not old.call("stats")["healthy"]
+    with pytest.raises(RemoteError, match="Fenced"):
+        old.call("finish", "completed")
+    with Router(redis_server.url, run_id=run_id) as late:
+        assert late.finished is None
     old.call("stop")
     if rival == "stays":
         assert [node.id for node in replacement.router.nodes()] == ["x"], "the fenced one does not take it along"
