@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenFrame", "Outbox"]
 
-_FRAME_TEXT = (
-    64 * 1024
-)  # about 1000 small events: four times as many cost a third more each to decode, in a colder cache
+_FRAME_TEXT = 64 * 1024  # about 1000 small events; of frames four times as long each costs a third more to decode
 _BATCH_BYTES = 8 << 20
 _TRANSIENT_BYTES = 4 << 20
 
