@@ -9,6 +9,7 @@ import struct
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal, Self
 
@@ -97,9 +98,7 @@ class Proxy:
         self._wake_in, self._wake_out = socket.socketpair()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="taskbus-proxy", daemon=True)
-        self.port = 0
-        self.accepted = 0
-        self.dropped_replies = 0
+        self.port = self.accepted = self.dropped_replies = 0
 
     # For tests -------------------------------------------------------------------------------------------------------
 
@@ -114,11 +113,11 @@ class Proxy:
         """Close everything; harmless when repeated."""
         if self._thread.is_alive():
             self._stopping = True
-            self._wake_in.send(b".")
+            with suppress(OSError):  # it has seen that already
+                self._wake_in.send(b".")
             self._thread.join()
 
-    def __enter__(self) -> Self:
-        return self.start()
+    __enter__ = start
 
     def __exit__(self, *exc: object) -> None:
         self.stop()

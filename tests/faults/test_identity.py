@@ -168,7 +168,8 @@ def test_p0_32_a_node_that_was_frozen_goes_on(
         assert frozen.call("sync")
     until(lambda: joined == ["frozen", "frozen"])
     watcher.emit()
-    until(lambda: frozen.heard())
+    assert watcher.sync()
+    until(lambda: len(frozen.heard()) == 3)
     assert frozen.call("errors") == []
     with redis_server.client() as client:
         assert len(kept_in(client, run_id)) == 3
