@@ -247,6 +247,8 @@ class Reader:
             if not self._inbox_wrong:
                 places[self.inbox] = format_id(self.inbox_at)
             rewinds = self._rewinds
+            if self._stopping.is_set():
+                return  # whoever stops it may have found nothing yet to cut or to wake
             self._blocked = True
         pages = self._ask(places)
         with self._lock:
