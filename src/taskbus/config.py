@@ -122,6 +122,11 @@ class RouterConfig:
             raise ConfigError(f"{name} must be a finite number of at least {least:g}, not {_short(value)}")
 
     @property
+    def max_frame(self) -> int:
+        """The largest frame that is taken from the bus: any event that may be emitted, and small ones gathered."""
+        return max(self.max_payload, self.blob_threshold + 128 * 1024) + 64 * 1024
+
+    @property
     def shown_url(self) -> str:
         """The URL without its password."""
         return hide_password(self.url)

@@ -155,12 +155,18 @@ def unpack(data: bytes | memoryview, *, max_size: int, secret: bytes | None = No
 
 
 def events(
-    frame: Frame, blob: bytes | memoryview | None = None, *, secret: bytes | None = None, allow_pickle: bool = False
+    frame: Frame,
+    blob: bytes | memoryview | None = None,
+    *,
+    secret: bytes | None = None,
+    allow_pickle: bool = False,
+    refused: dict[int, DecodeError] | None = None,
 ) -> list[Event]:
     """Check the body of a frame (``blob``, where the frame names one) and decode its events.
 
     Arrays are read-only views on the received bytes. Pickled events are loaded only with ``allow_pickle``, and only
-    from a frame whose signature was checked by :func:`unpack`.
+    from a frame whose signature was checked by :func:`unpack`. ``refused`` takes the errors of single events of a type
+    that is unknown here; see :func:`taskbus.codec.decode`.
 
     Raises:
         DecodeError: With ``reason`` ``"truncated"``, ``"oversized"``, ``"checksum"``, ``"signature"``, ``"malformed"``,
@@ -180,7 +186,8 @@ def events(
         raise DecodeError("the body of a frame does not match its checksum", reason="checksum")
     if frame.signed and not hmac.compare_digest(hashlib.sha256(body).digest(), frame.digest):
         raise DecodeError("the body of a frame does not match its signature", reason="signature")
-    found = decode(head[table:], _buffers(body, frame.buffers, head.nbytes), allow_pickle=allow_pickle and frame.signed)
+    buffers = _buffers(body, frame.buffers, head.nbytes)
+    found = decode(head[table:], buffers, allow_pickle=allow_pickle and frame.signed, refused=refused)
     if len(found) != frame.count:
         raise _malformed(f"{len(found)} events instead of {frame.count}")
     return found

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import socket
 import time
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from taskbus.dispatch import LOCAL_TIMEOUT, EventLoop
 from taskbus.errors import ConfigError, NotStarted
+from taskbus.globs import match_globs, parse_globs
 from taskbus.types import NodeInfo
 
 if TYPE_CHECKING:
@@ -24,10 +24,7 @@ UNSTARTED: Final = "the task is not started: call start() first, or use it in a 
 
 def match_labels(labels: frozenset[str], patterns: Labels) -> bool:
     """Whether one of the shell-style globs matches one of the labels; ``None`` matches always."""
-    if patterns is None:
-        return True
-    globs = (patterns,) if isinstance(patterns, str) else patterns
-    return any(fnmatchcase(label, glob) for glob in globs for label in labels)
+    return match_globs(labels, parse_globs(patterns))
 
 
 class Standalone:

@@ -6,8 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,6 +14,7 @@ from taskbus.bus.life import Life
 from taskbus.config import RouterConfig, check_name
 from taskbus.dispatch import ErrorBox, EventLoop, Listener, Waiter
 from taskbus.errors import BusUnavailable, ConfigError, NotStarted, RunFinished, WaitTimeout
+from taskbus.globs import match_globs, parse_globs
 from taskbus.types import Event, FinishInfo, Labels, NodeInfo, RouterStats, Since, Sink
 
 __all__ = ["Router", "activate", "active_router"]
@@ -183,6 +183,7 @@ class Router:
     def emit(
         self,
         event: str,
+        /,
         *args: Any,
         only_remote: bool = False,
         only_local: bool = False,
@@ -212,9 +213,7 @@ class Router:
             life = self.life  # says why that is refused
         if event not in self._names:
             self._check_event(event)
-        globs: tuple[str, ...] = ()
-        if only_to is not None:
-            globs = (only_to,) if isinstance(only_to, str) else tuple(only_to)
+        globs = () if only_to is None else parse_globs(only_to) or ()
         if self.config.record:
             self.recorded.append((event, (args, kwargs)))
         life.emit(event, args, kwargs, only_remote, only_local, globs, transient)
@@ -328,9 +327,9 @@ class Router:
 
     def nodes(self, patterns: Labels = None) -> list[NodeInfo]:
         """The live nodes of the run, by id; with ``patterns`` those of which a label, or ``node.{id}``, matches one."""
-        globs = (patterns,) if isinstance(patterns, str) else tuple(patterns or ("*",))
+        globs = parse_globs(patterns)
         found = self.life.nodes()
-        return [node for node in found if patterns is None or _matches(node, globs)]
+        return [node for node in found if match_globs((*node.labels, f"node.{node.id}"), globs)]
 
     def wait_for_nodes(self, patterns: Labels, count: int, timeout: float) -> list[NodeInfo]:
         """Return the nodes that match once there are ``count``; ``WaitTimeout`` says how many there were."""
@@ -372,10 +371,6 @@ class Router:
             )
         if time.monotonic() >= deadline:
             raise WaitTimeout(f"the time is over and {what}")
-
-
-def _matches(node: NodeInfo, globs: Sequence[str]) -> bool:
-    return any(fnmatchcase(label, glob) for glob in globs for label in (*node.labels, f"node.{node.id}"))
 
 
 def _text(error: BaseException) -> str:

@@ -105,7 +105,7 @@ def misfits(scope: str) -> dict[str, bytes]:
         "malformed": whole + b"x",
         "checksum": whole[:-1] + b"x",
         "signature": frame.pack("p", 1, 1, text, buffers, secret=b"wrong", scope=scope),
-        "oversized": whole + bytes(1 << 16),
+        "oversized": whole + bytes(1 << 20),
         "unknown type": frame.pack("p", 2, 1, b'[[[["!x","Nobody",1]],{},0]]', secret=b"right", scope=scope),
         "pickle": frame.pack("p", 3, 1, b'[[[],{},1,"pickle"]]', [memoryview(bomb)], secret=b"right", scope=scope),
     }

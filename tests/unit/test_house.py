@@ -20,6 +20,7 @@ HOUSE = [
     "_version",
     "errors",
     "types",
+    "globs",
     "config",
     "context",
     "waiting",

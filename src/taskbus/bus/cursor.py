@@ -32,16 +32,20 @@ class Cursor:
     entry and the begin of the next is the exact number of events that were trimmed before they were read.
     """
 
-    __slots__ = ("at", "expected", "seen")
+    __slots__ = ("after", "at", "expected", "seen")
 
-    def __init__(self, at: EntryId, expected: int | None = None) -> None:
+    def __init__(self, at: EntryId, expected: int | None = None, after: EntryId = (0, 0)) -> None:
         self.at = at
         self.expected = expected
+        self.after = after
         self.seen: dict[str, int] = {}
 
     @classmethod
     def since(cls, since: str, joined: EntryId) -> Cursor:
-        """A cursor for ``"start"``, ``"joined"`` or an entry id."""
+        """A cursor for ``"start"``, ``"joined"`` or the id of an event.
+
+        An event's id is that of its entry, whose ordinal is the event's own: the events of an entry share the time.
+        """
         if since == "start":
             return cls((0, 0))
         if since == "joined":
@@ -50,7 +54,17 @@ class Cursor:
             raise ConfigError(
                 f"since must be 'now', 'last', 'start' or the id of an entry such as '1718000000000-42', not {since!r}"
             )
-        return cls((int(match[1]), int(match[2])))
+        after = int(match[1]), int(match[2])
+        return cls((after[0], 0), after=after)
+
+    def first_wanted(self, at: EntryId, count: int) -> int:
+        """The index of the first event of an entry that stands behind the id at which this cursor began."""
+        return min(count, max(0, self.after[1] - at[1] + 1)) if at[0] == self.after[0] else 0
+
+    def pass_rejected(self, ordinal: int, count: int | None) -> None:
+        """Note an entry that was rejected, of so many events if that is known; one out of turn has no place here."""
+        if self.expected == ordinal:
+            self.expected = None if count is None else ordinal + count
 
     def pass_over(self, ordinal: int, count: int) -> int:
         """Note an entry's place in the numbering.

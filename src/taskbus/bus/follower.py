@@ -30,8 +30,8 @@ _GLOB = frozenset("*?[")
 class Sighting:
     """One event of a stream, with what is known of it.
 
-    ``entry`` is the id of its entry, which ``since`` takes; ``number`` counts the events of that name from 1; ``at`` is
-    Redis' time (Unix, seconds). ``problem`` says why the arguments could not be read; they are empty then.
+    ``entry`` is the id that ``since`` takes to go on behind it; ``number`` counts the events of that name from 1;
+    ``at`` is Redis' time (Unix, seconds). ``problem`` says why the arguments could not be read; they are empty then.
     """
 
     event: str
@@ -181,22 +181,23 @@ class Follower:
         try:
             if len(fields) != 2 or fields[0] != b"f":
                 raise DecodeError("not a frame of taskbus", reason="foreign")
-            head = frame.unpack(fields[1], max_size=config.max_payload, secret=config.secret, scope=scope)
+            head = frame.unpack(fields[1], max_size=config.max_frame, secret=config.secret, scope=scope)
         except DecodeError as error:
             return [Sighting(stream.event, entry, at[1], at[0] / 1000, "", problem=str(error))]
         events: Sequence[Event | None] = [None] * head.count
-        problem = ""
+        problems: dict[int, DecodeError] = {}
         try:
-            events = self._events(head)
+            events = self._events(head, problems)
         except DecodeError as error:
-            problem = str(error)
+            problems = dict.fromkeys(range(head.count), error)
         self.missed += max(0, stream.cursor.pass_over(at[1], head.count))
-        first = stream.cursor.first_new(head.producer, head.first, head.count)
+        seen = stream.cursor.first_new(head.producer, head.first, head.count)
+        first = max(seen, stream.cursor.first_wanted(at, head.count))
         size = (head.blob_size or len(fields[1])) // head.count
         return [
             Sighting(
                 event=stream.event,
-                entry=entry,
+                entry=format_id((at[0], at[1] + index)).decode(),
                 number=at[1] + index,
                 at=at[0] / 1000,
                 producer=head.producer,
@@ -204,13 +205,13 @@ class Follower:
                 size=size,
                 args=event[0] if event else (),
                 kwargs=event[1] if event else {},
-                problem=problem,
+                problem=str(problems.get(index, "")),
             )
             for index, event in enumerate(events)
             if index >= first
         ]
 
-    def _events(self, head: frame.Frame) -> list[Event]:
+    def _events(self, head: frame.Frame, problems: dict[int, DecodeError]) -> list[Event]:
         config = self._guest.config
         blob = None
         if head.blob is not None:
@@ -219,4 +220,5 @@ class Follower:
             blob = self._guest.calls.call(b"GET", self._guest.keys.blob(head.blob))
             if blob is None:
                 raise DecodeError(f"a payload of {head.blob_size} bytes that is gone", reason="blob gone")
-        return frame.events(head, blob, secret=config.secret, allow_pickle=config.codec == "pickle")
+        allow_pickle = config.codec == "pickle"
+        return frame.events(head, blob, secret=config.secret, allow_pickle=allow_pickle, refused=problems)

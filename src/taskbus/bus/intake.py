@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from taskbus import frame
 from taskbus.errors import DecodeError
+from taskbus.globs import match_globs
 
 if TYPE_CHECKING:
     from taskbus.bus.cursor import Cursor
@@ -65,7 +65,7 @@ class Intake:
         known = self._matched.get(only_to)
         if known is None:
             labels = self.labels
-            known = any(fnmatchcase(label, glob) for glob in only_to for label in labels)
+            known = match_globs(labels, only_to)
             if len(self._matched) > _MATCHES_KNOWN:
                 self._matched.clear()
             self._matched[only_to] = known
@@ -133,7 +133,7 @@ class Intake:
         """One message of a channel; dropped and counted where a listener has no room."""
         try:
             scope = self._keys.channel(event).decode()
-            head = frame.unpack(data, max_size=self._config.max_payload, secret=self._config.secret, scope=scope)
+            head = frame.unpack(data, max_size=self._config.max_frame, secret=self._config.secret, scope=scope)
             if head.producer == self.producer or not self.matches(head.only_to):
                 return
             sinks = self._loop.sinks(event)

@@ -53,6 +53,7 @@ class Outbox:
         self._config = config
         self._where = where
         self._max_payload, self._blob_threshold = config.max_payload, config.blob_threshold
+        self._most_in_frame = max(1, config.retention_events // 8)  # trimming takes whole frames
         self._max_events, self._max_bytes = config.outbox_events, config.outbox_bytes
         self.numbering = threading.Lock()
         """Held while an event gets its number."""
@@ -115,6 +116,7 @@ class Outbox:
             if (
                 frame_of_now is None
                 or frame_of_now.size >= _FRAME_TEXT
+                or frame_of_now.count >= self._most_in_frame
                 or size > self._blob_threshold
                 or frame_of_now.only_to != only_to
             ):

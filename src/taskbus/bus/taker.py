@@ -70,6 +70,8 @@ class Taker:
                 self._take_entry(stream, readers, at, fields)
             except DecodeError as error:
                 self.reject(error, f"entry {entry_id.decode()} of event {stream.event!r}")
+                for cursor in cursors:
+                    cursor.pass_rejected(at[1], error.__dict__.get("events"))
             for cursor in cursors:
                 cursor.at = max(cursor.at, at)
 
@@ -77,7 +79,7 @@ class Taker:
         if not fields or len(fields) != 2 or fields[0] != b"f":
             raise DecodeError("not a frame", reason="foreign")
         head = frame.unpack(
-            fields[1], max_size=self._config.max_payload, secret=self._config.secret, scope=stream.key.decode()
+            fields[1], max_size=self._config.max_frame, secret=self._config.secret, scope=stream.key.decode()
         )
         own = head.producer == self._node.producer
         shared = readers.shared if readers.shared is not None and readers.shared.at < at else None
@@ -85,19 +87,32 @@ class Taker:
         laggards = [(laggard, cursor) for laggard, cursor in readers.laggards if cursor.at < at]
         asking = [cursor for _, cursor in laggards] + ([shared] if listens and shared is not None else [])
         new = [cursor for cursor in asking if cursor.is_new(head.producer, head.first, head.count)]
-        # Read before any cursor notes the frame: what cannot be fetched now is read again, what is no event of ours
-        # has no place in the numbering.
-        events = Page(self._read(head), at) if new and self._node.matches(head.only_to) else None
+        # Read before any cursor notes the frame: what cannot be fetched now is read again.
+        refused: dict[int, DecodeError] = {}
+        page = self._page(stream, at, head, refused) if new and self._node.matches(head.only_to) else Page((), at)
         nbytes = max(len(fields[1]), head.blob_size)
         if shared is not None:
             start = self._admit(stream, shared, at, head)
-            if events is not None and listens and start < head.count:
-                self.delivered += len(events) - start
-                self._offer(stream, events, start, nbytes)
+            start -= sum(index < start for index in refused)
+            if listens and start < len(page):
+                self.delivered += len(page) - start
+                self._offer(stream, page, start, nbytes)
         for laggard, cursor in laggards:
             start = self._admit(stream, cursor, at, head)
-            if events is not None and start < head.count:
-                laggard.offer(events, start, nbytes)
+            start -= sum(index < start for index in refused)
+            if start < len(page):
+                laggard.offer(page, start, nbytes)
+
+    def _page(self, stream: Stream, at: EntryId, head: frame.Frame, refused: dict[int, DecodeError]) -> Page:
+        """The events of a frame, less those that are ``refused``."""
+        try:
+            events = self._read(head, refused)
+        except DecodeError as error:
+            error.__dict__["events"] = head.count
+            raise
+        for problem in refused.values():
+            self.reject(problem, f"event {stream.event!r} in entry {at[0]}-{at[1]}")
+        return Page([event for index, event in enumerate(events) if index not in refused] if refused else events, at)
 
     def _offer(self, stream: Stream, events: Sequence[Event], start: int, nbytes: int) -> None:
         if not self._node.offer(stream.event, events, start, nbytes):
@@ -108,14 +123,14 @@ class Taker:
     def _admit(self, stream: Stream, cursor: Cursor, at: EntryId, head: frame.Frame) -> int:
         missing = cursor.pass_over(at[1], head.count)
         start = cursor.first_new(head.producer, head.first, head.count)
+        self.repeated += start
+        start = max(start, cursor.first_wanted(at, head.count))
         if missing > 0:
             self.note_missed(stream.event, missing)
         elif missing < 0 and start < head.count:
             self.gone_back.append(
                 f"event {stream.event!r} is counted from {at[1]} again, this node had read up to {at[1] - missing - 1}"
             )
-        if start:
-            self.repeated += start
         return start
 
     def note_missed(self, event: str, count: int) -> None:
@@ -123,10 +138,10 @@ class Taker:
         self.missed += count
         log.error("event %r: %d events were trimmed before this node read them", event, count)
 
-    def _read(self, head: frame.Frame) -> list[Event]:
+    def _read(self, head: frame.Frame, refused: dict[int, DecodeError]) -> list[Event]:
         allow_pickle = self._config.codec == "pickle"
         blob = self._fetch(head.blob) if head.blob is not None else None
-        return frame.events(head, blob, secret=self._config.secret, allow_pickle=allow_pickle)
+        return frame.events(head, blob, secret=self._config.secret, allow_pickle=allow_pickle, refused=refused)
 
     def _fetch(self, blob: str) -> bytes | memoryview:
         try:

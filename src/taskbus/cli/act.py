@@ -11,6 +11,7 @@ from taskbus.bus.runs import remove_run
 from taskbus.cli.common import FAILED, OK, Commands, add_command, clean, complain, guest_of, note
 from taskbus.config import check_name
 from taskbus.errors import ConfigError
+from taskbus.globs import parse_globs
 
 __all__ = ["add_to"]
 
@@ -67,7 +68,7 @@ def _emit(options: argparse.Namespace) -> int:
     kwargs = _json(options.kwargs, dict, "KWARGS")
     if check_name("the name of an event", options.event).startswith("taskbus."):
         raise ConfigError(f"event names that begin with 'taskbus.' are reserved, {options.event!r} was given")
-    only_to = tuple(glob.strip() for glob in (options.only_to or "").split(",") if glob.strip())
+    only_to = parse_globs(options.only_to) or ()
     with guest_of(options) as guest:
         guest.emit(options.event, args, kwargs, only_to=only_to, transient=options.transient)
         finish, nodes = guest.finished(), guest.nodes()
