@@ -10,14 +10,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from taskbus.bus.embedded import EmbeddedServer
 from taskbus.config import RouterConfig
 from taskbus.draining import Draining, Terminated
-from taskbus.errors import ConfigError, NodeIdTaken, NotStarted, WorkerFailed
+from taskbus.errors import ConfigError, NodeIdTaken, NotStarted, TaskbusError, WorkerFailed
 from taskbus.router import Router, activate, active_router
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ class Parallel:
 
         Raises (when called):
             WorkerFailed: A worker failed or died; the others were ended. Its message holds the worker's traceback.
+            TaskbusError: A worker could not join the run, for the reason that is raised; ``main`` was not called there.
         """
         for name in _REFUSED.keys() & settings.keys():
             raise ConfigError(f"{name}= is not needed: {_REFUSED[name]}")
@@ -176,7 +177,11 @@ def run_node(
     """
     router = Router(**{**settings, "node_id": node_id})
     with Draining(router) as draining:
-        _start(router, patient=attempt > 0)
+        try:
+            _start(router, patient=attempt > 0)
+        except TaskbusError as error:
+            vars(error)["joined"] = False  # nothing of the user's was called: a traceback says no more than the message
+            raise
         activate(router)
         try:
             result = main(*args, **kwargs)
@@ -220,6 +225,7 @@ class _Workers:
         self._wait = multiprocessing.connection.wait
         self._processes: dict[int, BaseProcess] = {}
         self._pipes: dict[int, Connection] = {}
+        self._last_words: dict[int, str | TaskbusError] = {}
         self._attempts = [0] * plan.workers
 
     def run(self) -> None:
@@ -227,7 +233,10 @@ class _Workers:
             try:
                 self._start_all()
                 while self._processes:
-                    ready = self._wait([process.sentinel for process in self._processes.values()])
+                    ready = self._wait([*(one.sentinel for one in self._processes.values()), *self._pipes.values()])
+                    for number, pipe in list(self._pipes.items()):
+                        if pipe in ready:  # who has more to say than a pipe holds does not end before it is read
+                            self._last_words[number] = _receive(self._pipes.pop(number))
                     for number, process in list(self._processes.items()):
                         if process.sentinel in ready:
                             self._ended(number, process)
@@ -255,24 +264,35 @@ class _Workers:
     def _ended(self, number: int, process: BaseProcess) -> None:
         process.join()
         del self._processes[number]
-        pipe = self._pipes.pop(number)
-        trace = _receive(pipe)
+        if number in self._pipes:
+            _receive(self._pipes.pop(number))  # held open by a process of its own
+        why = self._last_words.pop(number, "")
         if not process.exitcode:
             return
+        node_id = self._plan.node_ids[number]
+        who = f"worker {number} ({'' if node_id is None else f'node {node_id!r}, '}pid {process.pid})"
         how = f"was killed by signal {-process.exitcode}" if process.exitcode < 0 else "failed"
         if self._plan.auto_recover and self._attempts[number] < self._plan.max_retries:
             self._attempts[number] += 1
-            log.warning("worker %d %s; start %d of it", number, how, self._attempts[number] + 1)
+            log.warning("%s %s; start %d of it", who, how, self._attempts[number] + 1)
             threading.Event().wait(random.uniform(0.05, 0.2) * min(20, self._attempts[number]))
             self._start(number)
             return
+        if isinstance(why, TaskbusError):
+            raise why
         raise WorkerFailed(
-            f"worker {number} {how}" + (f":\n\n{trace}" if trace else ""), worker=number, exitcode=process.exitcode
+            f"{who} {how}" + (f":\n\n{why}" if why else ""),
+            worker=number,
+            node=node_id,
+            pid=process.pid,
+            exitcode=process.exitcode,
         )
 
     def _stop_all(self, grace: float) -> None:
         for process in self._processes.values():
             process.terminate()
+        for pipe in self._pipes.values():
+            pipe.close()  # nobody reads what they still say, so nobody waits to say it
         deadline = time.monotonic() + grace
         for process in self._processes.values():
             process.join(max(0.0, deadline - time.monotonic()))
@@ -280,8 +300,6 @@ class _Workers:
                 log.warning("%s did not end within %.1f s and is killed", process.name, grace)
                 process.kill()
                 process.join()
-        for pipe in self._pipes.values():
-            pipe.close()
 
 
 def _work(settings: dict[str, Any], node_id: str | None, job: tuple[Any, ...], attempt: int, pipe: Connection) -> None:
@@ -292,7 +310,8 @@ def _work(settings: dict[str, Any], node_id: str | None, job: tuple[Any, ...], a
     except Terminated:
         raise SystemExit(0) from None
     except Exception as error:  # noqa: BLE001 whatever it is, the parent raises it
-        pipe.send(user_traceback(error))
+        with suppress(OSError):  # the parent has ended, or it has heard of another one first
+            pipe.send(error if isinstance(error, TaskbusError) and "joined" in vars(error) else user_traceback(error))
         raise SystemExit(1) from None
 
 
@@ -305,10 +324,12 @@ def user_traceback(error: BaseException) -> str:
     return "".join(traceback.format_exception(error.with_traceback(trace)))
 
 
-def _receive(pipe: Connection) -> str:
+def _receive(pipe: Connection) -> str | TaskbusError:
+    """Why the worker ended: a traceback, or what kept it from joining the run."""
     try:
-        return str(pipe.recv()) if pipe.poll() else ""
-    except EOFError:
+        why: str | TaskbusError = pipe.recv() if pipe.poll() else ""
+        return why
+    except (EOFError, OSError):
         return ""
     finally:
         pipe.close()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 import pytest
 
+from taskbus.cli import main
 from taskbus.testing import until
 from tests.cli.conftest import Shell
 
@@ -59,6 +61,28 @@ def test_a_crash_exits_1_with_the_users_traceback_and_not_ours(shell: Shell, wor
     assert done.returncode == 1
     assert "ValueError: no such luck" in done.stderr and "jobs.py" in done.stderr
     assert "src/taskbus" not in done.stderr
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_what_keeps_workers_from_joining_is_one_sentence(shell: Shell, workers: str, tmp_path: Path) -> None:
+    nobody = shell.run("run", "tests.cli.jobs:say", "-n", workers, env={"TASKBUS_URL": f"unix://{tmp_path}/nobody"})
+    assert nobody.returncode == 1 and nobody.stdout == ""
+    assert nobody.stderr.startswith("taskbus run: Redis at ") and nobody.stderr.count("\n") == 1
+    shell.node(node_id="0")
+    taken = shell.run("run", "tests.cli.jobs:say", "-n", workers, "--node-ids", "0")
+    assert taken.returncode == 1
+    assert "node id '0' of run" in taken.stderr and "Traceback" not in taken.stderr
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_no_server_and_no_url_is_a_sentence_that_says_how_to_get_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, workers: str
+) -> None:
+    monkeypatch.delenv("TASKBUS_URL", raising=False)
+    monkeypatch.setattr("taskbus.bus.server._candidates", lambda: iter(()))
+    assert main(["run", "tests.cli.jobs:say", "-n", workers]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("taskbus run: ") and said.count("\n") == 1 and "install" in said
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

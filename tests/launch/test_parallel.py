@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from taskbus import ConfigError, Fenced, NotStarted, Parallel, WorkerFailed
+from taskbus import BusUnavailable, ConfigError, Fenced, NotStarted, Parallel, WorkerFailed
 from taskbus.testing import until
 
 from . import jobs
@@ -45,6 +45,18 @@ def test_a_worker_that_fails_ends_the_others_and_raises_with_its_traceback(tmp_p
     assert "in crash_one" in text
     assert "parallel.py" not in text, "the traceback is the user's, not ours"
     assert failed.value.worker == 0
+    assert text.startswith(f"worker 0 (node '0', pid {failed.value.pid}) failed:")
+
+
+def test_workers_that_cannot_join_say_why_as_one_alone_does(tmp_path: Path) -> None:
+    for workers in (1, 2):
+        with pytest.raises(BusUnavailable, match="cannot be reached"):
+            Parallel.runner(workers, f"unix://{tmp_path}/nobody", op_timeout=0.3)(jobs.value, 1)
+
+
+def test_an_error_that_is_longer_than_a_pipe_holds_is_raised_whole(tmp_path: Path) -> None:
+    with pytest.raises(WorkerFailed, match="the end of it"):
+        Parallel.runner(2, node_ids=0)(jobs.crash_at_length, str(tmp_path))
 
 
 def test_a_worker_that_is_killed_ends_the_others_and_raises(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import importlib.util
 import math
@@ -28,12 +29,14 @@ _EXAMPLES = """\
   taskbus run job:main --auto-recover --max-retries 3 -- fast 12   # calls main("fast", "12")
 
 MODULE:FUNCTION is looked for in the current directory first. SIGTERM and Ctrl-C: the node ends its step, flushes,
-leaves and exits 0, and the run goes on. A crash exits 1 with its traceback; the run goes on too.
+leaves and exits 0, and the run goes on. A crash exits 1 with its traceback and ends the other workers of this command
+(unless --auto-recover starts it again); the run is not finished by it, and the nodes of other commands go on.
 --parallel-workers, --main, --package and the other spellings of ditask are taken as well."""
 
 _NOT_THE_USERS = (
     os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
     os.path.dirname(importlib.__file__),
+    contextlib.__file__,
     "<frozen importlib",
 )
 
