@@ -66,7 +66,8 @@ def taskbus_run(taskbus_url: str, taskbus_settings: dict[str, Any]) -> Iterator[
     """A run of this test's own, without nodes yet: ``taskbus_run.node(labels="learner")`` starts one.
 
     All nodes live in this process. They can be cut off, frozen, killed and brought back; ``settle()`` waits until the
-    bus is quiet, ``emitted()`` tells what the run keeps. Afterwards no thread, connection or key is left.
+    bus is quiet and raises what a listener of ``node.on`` raised (or else the end of the test does), ``emitted()``
+    tells what the run keeps. Afterwards no thread, connection or key is left.
     """
     from taskbus.testing import LinkedNodes
 

@@ -15,6 +15,7 @@ from taskbus.bus.life import Life
 from taskbus.bus.runs import remove_run
 from taskbus.config import RouterConfig
 from taskbus.errors import NodeIdTaken, NotStarted
+from taskbus.mailbox import ErrorBox
 from taskbus.router import Router
 from taskbus.seam import Seam, SeamTarget
 from taskbus.types import FinishInfo
@@ -77,6 +78,9 @@ class LinkedNode(Router):
         """End it as SIGKILL ends a process: it does not flush, it does not leave, its lease runs out."""
         if not self.is_active:
             raise NotStarted(f"{self!r} cannot be killed: it does not live")
+        known, self.errors = self.errors.kept, ErrorBox()  # what listeners say from now on, nobody would hear
+        for error in known:
+            self.errors.add(error)
         self.seam.end()
         self.loop.close()
         self.stop(timeout=0.1)
@@ -165,13 +169,22 @@ class LinkedNodes:
     def settle(self, timeout: float = 5.0) -> None:
         """Return when the bus is quiet: all that was emitted is acknowledged and read, and its listeners are done.
 
-        Nodes that are cut off or frozen are left out. ``WaitTimeout`` says who is still busy.
+        Nodes that are cut off or frozen are left out. ``WaitTimeout`` says who is still busy. Raises the first error
+        of a listener, as ``sync`` of its node would.
         """
         try:
             until(self._is_quiet, timeout)
         except TimeoutError as error:
             who = ", ".join(f"node {node.node_id!r} {why}" for node in self._linked() if (why := self._busy(node)))
             raise type(error)(f"the bus is not quiet within {timeout:g} s: {who or 'events come and go'}") from None
+        self._raise_first()
+
+    def _raise_first(self) -> None:
+        """Raise the first error of a node's listeners that was raised nowhere yet."""
+        for node in self._nodes:
+            if node.errors.kept:
+                node.errors.kept[0].add_note(f"in a listener of node {node.node_id!r}")
+                node.errors.raise_first()
 
     def _linked(self) -> list[LinkedNode]:
         return [node for node in self._nodes if node.is_linked]
@@ -217,7 +230,16 @@ class LinkedNodes:
     # The end ---------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Stop every node and remove the run: no thread and no key stays behind. Harmless when repeated."""
+        """Stop every node and remove the run: no thread and no key stays behind. Harmless when repeated.
+
+        Raises, in the end, the first error of a listener that was raised nowhere yet.
+        """
+        try:
+            self._raise_first()
+        finally:
+            self._remove()
+
+    def _remove(self) -> None:
         for node in self._nodes:
             node.seam.open()
         for node in self._nodes:
@@ -238,4 +260,7 @@ class LinkedNodes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if error is None:
+            self.close()
+        else:
+            self._remove()

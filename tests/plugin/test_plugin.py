@@ -66,6 +66,29 @@ def test_the_run_fixture_over_a_server_that_is_there(pytester: pytest.Pytester, 
     run(pytester, "--taskbus-url", real_redis_url).assert_outcomes(passed=2)
 
 
+def test_a_listener_that_fails_fails_its_test(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        from taskbus.testing import until
+
+        def listen(taskbus_run):
+            node = taskbus_run.node()
+            node.on("sample", lambda: 1 / 0)
+            node.emit("sample")
+            return node
+
+        def test_that_settles(taskbus_run):
+            listen(taskbus_run)
+            taskbus_run.settle()
+
+        def test_that_does_not(taskbus_run):
+            node = listen(taskbus_run)
+            until(lambda: node.errors.kept)
+        """
+    )
+    run(pytester).assert_outcomes(failed=1, passed=1, errors=1)
+
+
 def test_every_test_has_a_bus_in_process_of_its_own(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """

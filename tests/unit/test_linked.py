@@ -48,6 +48,30 @@ def test_settling_gives_up_and_says_who_is_busy(nodes: LinkedNodes) -> None:
     nodes.settle()
 
 
+def test_settling_raises_what_a_listener_raised(nodes: LinkedNodes) -> None:
+    a, b = nodes.node(node_id="a"), nodes.node(node_id="b")
+    b.on("x", lambda number: 1 / number)
+    a.emit("x", 0)
+    with pytest.raises(ZeroDivisionError) as raised:
+        nodes.settle()
+    assert raised.value.__notes__ == ["in a listener of node 'b'"]
+    nodes.settle()
+
+
+def test_an_error_of_a_listener_that_nobody_saw_is_raised_at_the_end(redis_url: str) -> None:
+    with pytest.raises(ZeroDivisionError), LinkedNodes(redis_url) as nodes:
+        node = nodes.node()
+        node.on("x", lambda: 1 / 0)
+        node.emit("x")
+        until(lambda: node.errors.kept)
+    with pytest.raises(ValueError, match="the test's own"), LinkedNodes(redis_url) as nodes:
+        node = nodes.node()
+        node.on("x", lambda: 1 / 0)
+        node.emit("x")
+        until(lambda: node.errors.kept)
+        raise ValueError("the test's own")
+
+
 def test_what_was_emitted_is_told_with_its_node(nodes: LinkedNodes) -> None:
     a, b = nodes.node(node_id="a"), nodes.node(node_id="b")
     a.emit("x", 1, k=2)
