@@ -7,7 +7,9 @@ from taskbus.cli.board import Board, Sample
 from taskbus.types import FinishInfo, NodeInfo
 
 
-def node(name: str, step: int, *, producer: str = "", lag: int = 0, healthy: bool = True) -> NodeInfo:
+def node(
+    name: str, step: int, *, producer: str = "", lag: int = 0, healthy: bool = True, seen: float = 0.1
+) -> NodeInfo:
     return NodeInfo(
         id=name,
         labels=frozenset({"collector"}),
@@ -16,7 +18,7 @@ def node(name: str, step: int, *, producer: str = "", lag: int = 0, healthy: boo
         role="",
         step=step,
         started=0.0,
-        seen=0.1,
+        seen=seen,
         healthy=healthy,
         producer=producer or name,
         lag=lag,
@@ -46,6 +48,13 @@ def test_rates_are_taken_over_the_window() -> None:
     assert made.events_per_second("x") == 100.0
     assert made.samples[-1].at - made.samples[0].at <= 10.0
     assert row(made, "x")[1:3] == ["3000", "100"]
+
+
+def test_steps_are_counted_between_heartbeats_and_not_between_looks() -> None:
+    made = board(Sample(0.0, [node("a", 0, seen=0.2)], {}, None), Sample(2.0, [node("a", 3, seen=0.7)], {}, None))
+    assert made.steps_per_second(node("a", 0)) == 2.0
+    made = board(Sample(0.0, [node("a", 5, seen=0.2)], {}, None), Sample(1.0, [node("a", 5, seen=1.21)], {}, None))
+    assert made.steps_per_second(node("a", 0)) is None, "one heartbeat, looked at twice"
 
 
 def test_a_restarted_node_and_a_new_event_begin_anew() -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["SORTS", "Board", "Sample"]
 
 _WINDOW = 10.0
+_SAME_BEAT = 0.05  # seconds by which two looks at one heartbeat may differ
 
 SORTS = {
     "i": ("id", "ID"),
@@ -40,7 +41,8 @@ class Sample:
 
     @classmethod
     def take(cls, guest: Guest) -> Sample:
-        return cls(time.monotonic(), guest.nodes(), guest.streams(), guest.finished())
+        nodes = guest.nodes()
+        return cls(time.monotonic(), nodes, guest.streams(), guest.finished())
 
 
 @dataclass
@@ -71,13 +73,17 @@ class Board:
     # Rates -----------------------------------------------------------------------------------------------------------
 
     def steps_per_second(self, node: NodeInfo) -> float | None:
-        """Over the samples in which this life of the node was there; ``None`` while there is only one."""
-        seen = [
-            (sample.at, one.step) for sample in self.samples for one in sample.nodes if one.producer == node.producer
+        """Between the first and the last heartbeat of this life of the node; ``None`` while only one is known."""
+        beats = [
+            (sample.at - one.seen, one.step)
+            for sample in self.samples
+            for one in sample.nodes
+            if one.producer == node.producer
         ]
-        if len(seen) < 2 or seen[-1][0] == seen[0][0]:
+        took = beats[-1][0] - beats[0][0] if beats else 0.0
+        if took < _SAME_BEAT:
             return None
-        return max(0.0, (seen[-1][1] - seen[0][1]) / (seen[-1][0] - seen[0][0]))
+        return max(0.0, (beats[-1][1] - beats[0][1]) / took)
 
     def events_per_second(self, event: str) -> float | None:
         """Over all samples; a name that was not there before began at zero."""
