@@ -50,6 +50,8 @@ class Draining:
         self._raise = False
         self._raised = 0
         self._own = 0
+        self._read = self._write = self._wakeup = -1
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -63,7 +65,7 @@ class Draining:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if self._before:
+        if self._thread is not None:
             signal.set_wakeup_fd(self._wakeup)
             for number, before in self._before.items():
                 signal.signal(number, before)

@@ -201,15 +201,15 @@ def run_node(
 def _start(router: Router, patient: bool) -> None:
     """Start the router; one that comes after a crash waits for the lease of the life before it to run out."""
     deadline = time.monotonic() + (1.5 * router.config.lease if patient else 0.0)
-    never = threading.Event()
     while True:
         try:
             router.start()
             return
-        except NodeIdTaken:
-            if time.monotonic() >= deadline:
+        except NodeIdTaken as error:
+            left = deadline - time.monotonic()
+            if left <= 0:
                 raise
-            never.wait(router.config.lease / 16)
+            threading.Event().wait(min(left, error.expires_in))
 
 
 class _Workers:

@@ -54,6 +54,7 @@ def test_the_smallest_free_id_is_taken_and_a_held_one_is_refused_with_its_holder
     host, _, pid = caught.value.holder.rpartition(":")
     info = b.nodes("node.1")[0]
     assert (host, int(pid)) == (info.host, info.pid)
+    assert 0 < caught.value.expires_in <= 8.1
     with pytest.raises(NotStarted):
         a.nodes()
 

@@ -40,6 +40,12 @@ def crash_one(directory: str) -> None:
     threading.Event().wait()
 
 
+def crash_at_length(directory: str) -> None:
+    """Both workers fail, with more to say than fits into a pipe."""
+    meet(directory, 2)
+    raise ValueError("long " * 40_000 + "the end of it")
+
+
 def kill_one(directory: str) -> None:
     """Worker ``0`` is killed, the other would wait for ever."""
     meet(directory, 2)

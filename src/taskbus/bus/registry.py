@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from taskbus.errors import Fenced, NodeIdTaken
 from taskbus.types import FinishInfo, NodeInfo
@@ -102,7 +102,7 @@ class Registry:
             self.finish = found or self.finish
             return forgotten
 
-    def _refuse(self, answer: list[bytes]) -> None:
+    def _refuse(self, answer: list[Any]) -> None:
         host, pid = answer[1].decode(errors="replace"), answer[2].decode(errors="replace")
         if self.epoch:
             holder = f"belongs to process {pid} on {host} now" if pid else "was taken by another process meanwhile"
@@ -111,6 +111,7 @@ class Registry:
             f"node id {self.node_id!r} of run {self._keys.run_id!r} is held by process {pid} on {host}",
             node=self.node_id,
             holder=f"{host}:{pid}",
+            expires_in=(max(0, answer[4]) + 1) / 1000,
         )
 
     def leave(self, timeout: float) -> None:

@@ -3,7 +3,7 @@
 -- KEYS: nodes, labels, epoch, finish.
 -- ARGV: prefix, wanted id or '', token, lease in ms, run ttl in ms, a new epoch, host, pid, role, step, 1 if again, labels...
 -- Answers {'OK', id, epoch, time in ms, last id of the inbox, finish as a flat list, 1 if the node was not there}
--- or {'TAKEN', host, pid, started}.
+-- or {'TAKEN', host, pid, started, ms until the lease of its holder runs out}.
 local prefix, id, token, lease, ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 if id == '' then
   local n = 0
@@ -16,10 +16,12 @@ if id == '' then
 end
 local node = prefix .. 'node:' .. id
 local holder = redis.call('HMGET', node, 'token', 'host', 'pid', 'started')
-if holder[1] and holder[1] ~= token then return {'TAKEN', holder[2] or '', holder[3] or '', holder[4] or ''} end
+if holder[1] and holder[1] ~= token then
+  return {'TAKEN', holder[2] or '', holder[3] or '', holder[4] or '', redis.call('PTTL', node)}
+end
 -- A life that was away and whose id had another owner since stays out, even if that one has left.
 local owner = redis.call('GET', node .. ':owner')
-if ARGV[11] == '1' and owner and owner ~= token then return {'TAKEN', '', '', ''} end
+if ARGV[11] == '1' and owner and owner ~= token then return {'TAKEN', '', '', '', 0} end
 -- All or nothing: a key of the wrong type would end this script in the middle.
 local inbox = node .. ':inbox'
 local kinds = {[KEYS[1]] = 'set', [KEYS[2]] = 'set', [KEYS[3]] = 'string', [KEYS[4]] = 'hash', [inbox] = 'stream'}
