@@ -12,7 +12,7 @@ import pytest
 from taskbus.errors import ConfigError, NodeIdTaken, NotStarted, RunFinished, WaitTimeout
 from taskbus.router import Router
 from taskbus.testing import until
-from tests.contract.conftest import Collected, Join, plain_client
+from tests.contract.conftest import Collected, Join, StartTask, plain_client
 
 QUICK = {"heartbeat": 0.2, "lease": 1.0}
 
@@ -235,12 +235,22 @@ def test_what_was_emitted_before_the_finish_is_delivered_before_it(join: Join) -
     at_finish: list[int] = []
     b.on("x", got)
     b.on_finish(lambda info: at_finish.append(b.stats().delivered))
-    for number in range(500):
-        a.emit("x", number)
+    for number in range(5000):
+        a.emit("x", number, only_to="node.*" if number % 2 else None)  # an entry each, so that they are many pages
     a.finish()
     until(lambda: at_finish)
-    assert at_finish[0] >= 500
-    until(lambda: got == list(range(500)))
+    assert at_finish[0] >= 5000
+    until(lambda: got == list(range(5000)))
+
+
+def test_a_loop_of_waits_sees_all_that_came_before_the_finish(join: Join, start_task: StartTask) -> None:
+    a, task = join(), start_task()
+    task.wait_for("x", timeout=0, since="last")
+    for number in range(2000):
+        a.emit("x", number, only_to="node.*" if number % 2 else None)
+    a.finish()
+    seen = list(iter(lambda: task.wait_for("x", 30, since="last"), None))
+    assert [args[0] for args, _ in seen] == list(range(2000))
 
 
 def test_leaving_is_not_finishing_and_stopping_twice_is_harmless(join: Join) -> None:

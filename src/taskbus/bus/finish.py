@@ -31,6 +31,7 @@ class Finish:
         self._callbacks: list[Callable[[FinishInfo], None]] = []
         self._unwritten: FinishInfo | None = None
         self.known: FinishInfo | None = None
+        self.defer: Callable[[Callable[[], None]], None] = lambda call: call()
 
     @property
     def is_pending(self) -> bool:
@@ -71,6 +72,13 @@ class Finish:
             log.info("the finish of run %r is still pending: %s", self._run_id, error)
         else:
             self._unwritten = None
+            self.learn()
+
+    def hear(self) -> None:
+        """Take over what the registry knows, when what was emitted before the finish is delivered."""
+        if self.known is None:
+            self.defer(self.learn)
+        else:
             self.learn()
 
     def learn(self) -> None:

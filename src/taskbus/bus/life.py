@@ -126,7 +126,7 @@ class Life:
 
     def _connect_parts(self) -> None:
         intake, reader, heart = self.intake, self.reader, self.heart
-        intake.recover = self.recover
+        intake.recover = heart.recover = self.recover
         intake.on_inbox = self._take_inbox
         intake.on_state_loss = self._state_lost
         intake.reject = reader.taker.reject
@@ -135,13 +135,13 @@ class Life:
         self.loop.on_room = reader.resume
         heart.is_healthy = self.is_healthy
         heart.stats = self.stats
-        heart.recover = self.recover
         heart.on_fenced = self.writer.on_fenced = self._fenced
         heart.on_denied = self._denied
         heart.on_gone = self._report_gone
-        heart.on_finish = self.finish.learn
+        heart.on_finish = self.finish.hear
         heart.probe = self.channels.probe
-        heart.each_beat += [self.channels.watch, self.finish.retry, self.barriers.settle]
+        self.finish.defer = reader.call_when_read
+        heart.each_beat += [self.channels.watch, self.finish.retry, self.barriers.settle, reader.check_goals]
         heart.each_beat += [SlowListeners(self.loop).warn, self._look]
 
     # Stop ------------------------------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ class Life:
                 self._state_lost("the run's epoch is another one: Redis came back without the run")
                 self.reader.wake()
         if self.registry.finish_in_redis:
-            self.finish.learn()
+            self.finish.hear()
         else:
             self.finish.assert_again()
         if self.finish.is_pending:
@@ -266,7 +266,7 @@ class Life:
         elif kind == b"finish":
             flat = [part for pair in fields.items() for part in pair]
             self.registry.finish = finish_from(flat) or self.registry.finish
-            self.finish.learn()
+            self.finish.hear()
         elif kind == b"barrier":
             self.barriers.notify()
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from taskbus.bus.cursor import Cursor, EntryId, format_id, parse_id
 from taskbus.bus.diagnose import wrong_keys
+from taskbus.bus.goals import Goals
 from taskbus.bus.streams import Laggard, Readers, Stream
 from taskbus.bus.taker import Taker
 from taskbus.bus.wire import Backoff, Calls, Wire, pack
@@ -59,6 +60,7 @@ class Reader:
         self._thread = threading.Thread(target=self._run, name="taskbus-reader", daemon=True)
         self.inbox = b""
         self.inbox_at: EntryId = (0, 0)
+        self._goals = Goals(keys)
         self.taker = Taker(config, keys, self._blobs, node)
         self.reconnects = self.lag = 0
         self.sign_of_life = time.monotonic()
@@ -153,6 +155,15 @@ class Reader:
         if not woken:
             self._wire.abort()  # Redis is away, or has no inbox: a new connection does it as well
 
+    def call_when_read(self, callback: Callable[[], None]) -> None:
+        """Call back, on some thread of the bus, when all is handed over that the subscribed streams hold now."""
+        self._goals.add(callback)
+        self.wake()
+
+    def check_goals(self) -> None:
+        """Make the calls that have waited for long enough."""
+        self._goals.check()
+
     def look(self) -> None:
         """Refresh ``lag``: how many events are kept for this node's subscriptions that it has not read."""
         with self._lock:
@@ -230,6 +241,8 @@ class Reader:
     def _read_once(self) -> None:
         if self._any_wrong:
             self._look_for_wrong()
+        self._goals.look(self._wire, list(self._streams.values()))
+        self._goals.check()
         wanted: dict[bytes, tuple[Stream, Readers]] = {}
         places: dict[bytes, bytes] = {}
         with self._lock:
@@ -263,7 +276,8 @@ class Reader:
                 self._merge(stream, readers)
         if self.taker.gone_back:
             self._explain_going_back(rewinds)
-        self._take_inbox(pages.get(self.inbox, ()))  # last: what was emitted before a finish is delivered before it
+        self._goals.check()
+        self._take_inbox(pages.get(self.inbox, ()))
 
     def _ask(self, places: dict[bytes, bytes]) -> dict[bytes, Any] | None:
         """What came after those places; ``None`` when one of the keys turned out to hold no stream."""

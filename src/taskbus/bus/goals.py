@@ -1,0 +1,78 @@
+"""What may happen only after the events that came before it have been handed over."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from taskbus.bus.cursor import parse_id
+
+if TYPE_CHECKING:
+    from taskbus.bus.cursor import EntryId
+    from taskbus.bus.keys import Keys
+    from taskbus.bus.streams import Stream
+    from taskbus.bus.wire import Wire
+
+__all__ = ["Goals"]
+
+_PATIENCE = 1.5
+"""Seconds after which a call is made all the same: a finish has to be heard of within two."""
+
+
+class _Goal:
+    __slots__ = ("callback", "deadline", "tails")
+
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self.callback = callback
+        self.deadline = time.monotonic() + _PATIENCE
+        self.tails: list[tuple[Stream, EntryId]] | None = None
+
+
+class Goals:
+    """Calls that wait until the reader has passed the ends that its streams had when they were asked for.
+
+    A stream whose listeners have no room holds nobody up.
+    """
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+        self._lock = threading.Lock()
+        self._goals: list[_Goal] = []
+
+    def add(self, callback: Callable[[], None]) -> None:
+        with self._lock:
+            self._goals.append(_Goal(callback))
+
+    def look(self, wire: Wire, streams: list[Stream]) -> None:
+        """Note where the streams end, for the goals that do not know yet."""
+        if not any(goal.tails is None for goal in self._goals):
+            return
+        known = [stream for stream in streams if not stream.wrong]
+        tails: list[tuple[Stream, EntryId]] = []
+        if known:
+            keys = (self._keys.streams, *(stream.key for stream in known))
+            answer = wire.script("tail", keys, [stream.event for stream in known])
+            tails = [(stream, parse_id(answer[2 * at])) for at, stream in enumerate(known)]
+        with self._lock:
+            for goal in self._goals:
+                if goal.tails is None:
+                    goal.tails = tails
+
+    def check(self) -> None:
+        """Make the calls whose goal is reached, or whose time is over; from any thread."""
+        if not self._goals:
+            return
+        now = time.monotonic()
+        with self._lock:
+            due = [goal for goal in self._goals if now >= goal.deadline or _is_reached(goal)]
+            self._goals = [goal for goal in self._goals if goal not in due]
+        for goal in due:
+            goal.callback()
+
+
+def _is_reached(goal: _Goal) -> bool:
+    return goal.tails is not None and all(
+        stream.wrong or all(cursor.at >= tail for cursor in stream.readers().cursors()) for stream, tail in goal.tails
+    )
