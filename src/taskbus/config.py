@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from taskbus.errors import ConfigError
 
@@ -16,6 +15,9 @@ __all__ = ["RouterConfig", "check_name", "hide_password", "split_labels"]
 
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}\Z")
 _LABEL = re.compile(r"[A-Za-z0-9_.:@/=+-]{1,128}\Z")
+_SCHEME = re.compile(r"(?i)[a-z][a-z0-9+.-]*:/+")
+_USER = re.compile(r"([A-Za-z0-9_.-]*):")
+_SECRET = re.compile(r"(?i)([?&][^=&]*(?:pass|pwd|secret|token)[^=&]*=)[^&]*")
 _MIB = 1024 * 1024
 
 
@@ -42,13 +44,13 @@ def split_labels(labels: Iterable[str] | str) -> frozenset[str]:
 
 def hide_password(url: str) -> str:
     """``url`` with the password replaced by ``***``, for messages, logs and ``repr``."""
-    parts = urlsplit(url)
-    host = parts.netloc
-    if "@" in host:
-        user, _, address = host.rpartition("@")
-        host = (user.partition(":")[0] + ":***@" if ":" in user else user + "@") + address
-    query = re.sub(r"(?i)((?:^|&)[^=&]*(?:password|secret|token)[^=&]*=)[^&]*", r"\1***", parts.query)
-    return urlunsplit((parts.scheme, host, parts.path, query, ""))
+    # By the text alone: with a character that should have been escaped, a password is another part of a parsed URL.
+    scheme = _SCHEME.match(url)
+    begin = scheme.end() if scheme else 0
+    login, at, rest = url[begin:].rpartition("@")
+    user = _USER.match(login)
+    shown = (f"{user[1]}:***@" if user else "***@") if at else ""
+    return url[:begin] + shown + _SECRET.sub(r"\1***", rest)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ MEMORY_SERVERS: dict[str, Any] = {}
 _LATER = {
     "redis+cluster": "Redis Cluster is not supported yet; give one server as redis://host:port/db",
 }
+_ESCAPE = "in user and password of a URL, / has to be %2F, ? %3F, # %23, [ %5B and @ %40"
 
 
 class Target:
@@ -52,6 +53,9 @@ class Target:
             self.where = f"memory://{rest}"
             self._kind, self._settings = _memory(rest)
             return
+        authority, _, behind = rest.partition("?")[0].partition("/")
+        if authority and "@" in behind and "@" not in authority:
+            raise ConfigError(f"{_ESCAPE} (given: {hide_password(url)})")
         if scheme == "redis+sentinel":
             self._kind, self._settings = PrimaryConnection, parse_sentinel_url(url, hide_password(url))
             hosts = ",".join(f"{host}:{port}" for host, port in self._settings["sentinels"])
@@ -61,7 +65,8 @@ class Target:
         try:
             self._settings = parse_url(url)  # type: ignore[no-untyped-call]
         except ValueError as error:
-            raise ConfigError(f"the URL of the bus makes no sense: {error} (given: {hide_password(url)})") from None
+            why = _ESCAPE if "@" in url else error  # the error quotes what it takes for a port
+            raise ConfigError(f"the URL of the bus makes no sense: {why} (given: {hide_password(url)})") from None
         self._kind = self._settings.pop("connection_class", redis.Connection)
         path = self._settings.get("path")
         self.where = path or f"{self._settings.get('host', 'localhost')}:{self._settings.get('port', 6379)}"

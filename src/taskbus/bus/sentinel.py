@@ -30,7 +30,7 @@ def parse_sentinel_url(url: str, shown: str) -> dict[str, Any]:
     for address in hosts.split(","):
         host, _, port = address.rpartition(":") if ":" in address else (address, "", "26379")
         if not host or not port.isdigit():
-            raise ConfigError(f"a sentinel must be given as host:port, not {address!r} (in {shown})")
+            raise ConfigError(f"a sentinel must be given as host:port (given: {shown})")
         sentinels.append((host.strip("[]"), int(port)))
     if not service or (db and not db.isdigit()):
         raise ConfigError(f"the URL must end with /service or /service/db (given: {shown})")
