@@ -50,7 +50,8 @@ Transient events are not kept and not shown. Looking on leaves no trace on the r
 
 _WAIT = """\
   taskbus wait trained --since start --timeout 60       # counts too if it was emitted already
-  score=$(taskbus wait evaluated --timeout 60 | jq .kwargs.score) || exit
+  event=$(taskbus wait evaluated --timeout 60) || exit  # in two steps: behind a pipe, `||` is about jq
+  score=$(jq .kwargs.score <<< "$event")
   taskbus wait --finish --timeout 3600                  # until the run is finished
 
 Prints the event as one line of JSON. EVENT may be a glob.
