@@ -32,10 +32,10 @@ class Cursor:
     entry and the begin of the next is the exact number of events that were trimmed before they were read.
     """
 
-    __slots__ = ("after", "at", "expected", "seen")
+    __slots__ = ("after", "at", "began", "expected", "seen")
 
     def __init__(self, at: EntryId, expected: int | None = None, after: EntryId = (0, 0)) -> None:
-        self.at = at
+        self.at = self.began = at
         self.expected = expected
         self.after = after
         self.seen: dict[str, int] = {}
@@ -93,11 +93,13 @@ class Cursor:
         """Whether the event of that number lies behind; true for a cursor that has seen no entry yet."""
         return self.expected is None or self.expected > number
 
-    def rewound(self) -> Cursor:
+    def rewound(self, last: EntryId | None = None) -> Cursor:
         """A cursor that reads all again that is there, knowing what was seen.
 
-        A new one, so that whoever still goes through a page from before does not move it.
+        Where the stream is still the same and was found to end at ``last``, what stood there before this cursor began
+        stays out. A new one, so that whoever still goes through a page from before does not move it.
         """
-        cursor = Cursor((0, 0))
+        cursor = Cursor((0, 0) if last is None else min(self.began, last), after=self.after)
+        cursor.began = self.began
         cursor.seen = self.seen
         return cursor

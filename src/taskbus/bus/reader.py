@@ -373,6 +373,6 @@ class Reader:
                 read = max((cursor.expected or 1) - 1 for cursor in cursors) if cursors else 0
                 if 0 <= count < read or any((0, 0) != last < cursor.at for cursor in cursors):
                     lost.append(f"event {stream.event!r} ends at {count}, this node had read up to {read}")
-                    stream.rewind()
+                    stream.rewind(last)
         if lost:
             self._node.on_state_loss("; ".join(lost))

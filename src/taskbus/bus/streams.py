@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from taskbus.bus.cursor import Cursor
+    from taskbus.bus.cursor import Cursor, EntryId
     from taskbus.types import Event, Sink
 
 __all__ = ["Laggard", "Readers", "Stream"]
@@ -59,11 +59,12 @@ class Stream:
         own = [laggard.cursor for laggard in self.laggards]
         return own if self.shared is None else [self.shared, *own]
 
-    def rewind(self) -> None:
+    def rewind(self, last: EntryId | None = None) -> None:
+        """Have everybody read again; ``last`` is where the stream ends if it is still the same."""
         if self.shared is not None:
-            self.shared = self.shared.rewound()
+            self.shared = self.shared.rewound(last)
         for laggard in self.laggards:
-            laggard.cursor = laggard.cursor.rewound()
+            laggard.cursor = laggard.cursor.rewound(last)
 
 
 class Readers(NamedTuple):

@@ -1,0 +1,42 @@
+"""Where a cursor goes on, and what it does not hand out."""
+
+from __future__ import annotations
+
+import pytest
+
+from taskbus.bus.cursor import Cursor
+from taskbus.errors import ConfigError
+
+
+def test_a_stream_that_lost_its_end_is_read_from_there_and_not_from_before_the_subscription() -> None:
+    cursor = Cursor((10, 100), 101)
+    cursor.at = (20, 200)
+    assert cursor.rewound((30, 150)).at == (10, 100)
+    assert cursor.rewound((5, 50)).at == (5, 50)
+    assert cursor.rewound().at == (0, 0), "another stream under the same name is read from its start"
+    assert cursor.rewound().rewound((30, 150)).at == (10, 100)
+
+
+def test_reading_goes_on_behind_an_event_in_the_middle_of_an_entry() -> None:
+    cursor = Cursor.since("10-103", (0, 0))
+    assert cursor.at < (10, 100)
+    assert cursor.first_wanted((10, 100), 10) == 4
+    assert cursor.first_wanted((10, 110), 5) == 0
+    assert cursor.first_wanted((10, 90), 10) == 10
+    assert cursor.first_wanted((11, 1), 10) == 0
+
+
+def test_a_rejected_entry_has_its_place_if_it_is_the_next_one() -> None:
+    cursor = Cursor((0, 0), 5)
+    cursor.pass_rejected(9, 3)
+    assert cursor.expected == 5, "out of turn: not one of ours"
+    cursor.pass_rejected(5, 3)
+    assert cursor.expected == 8
+    cursor.pass_rejected(8, None)
+    assert cursor.pass_over(20, 1) == 0, "nobody knows how many it held, so nothing is said to be missing"
+
+
+@pytest.mark.parametrize("wrong", ["", "yesterday", "5", "5-", "-5", "5-x", 5, None])
+def test_what_is_no_point_to_begin_at_is_refused(wrong: object) -> None:
+    with pytest.raises(ConfigError, match="since must be"):
+        Cursor.since(wrong, (0, 0))  # type: ignore[arg-type]  # wrong on purpose
