@@ -112,9 +112,10 @@ _DENIED = (
 _NO_RIGHT = (  # what the server says without a class of its own in the driver
     "The user executing the script can't",
     "ACL failure in script",
-    "NOAUTH",
     "unauthenticated",
 )
+
+_NO_PASSWORD = ("NOAUTH", "Authentication required")
 
 
 def explain(error: BaseException, where: str, what: str = "") -> BusError:
@@ -136,6 +137,8 @@ def explain(error: BaseException, where: str, what: str = "") -> BusError:
         chain = chain.__cause__ or chain.__context__
     if what:
         text = f"{text} (at {what})"
+    if any(words in text for words in _NO_PASSWORD):
+        return BusDenied(f"Redis at {where} needs a password, as in redis://:PASSWORD@HOST: {text}", where=where)
     if isinstance(error, _DENIED) or any(words in text for words in _NO_RIGHT):
         return BusDenied(f"Redis at {where} refuses this node: {text}", where=where)
     if "WRONGTYPE" in text:

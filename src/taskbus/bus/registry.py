@@ -107,11 +107,13 @@ class Registry:
         if self.epoch:
             holder = f"belongs to process {pid} on {host} now" if pid else "was taken by another process meanwhile"
             raise Fenced(f"node id {self.node_id!r} {holder}; this node may not write any more", node=self.node_id)
+        expires_in = (max(0, answer[4]) + 1) / 1000
         raise NodeIdTaken(
-            f"node id {self.node_id!r} of run {self._keys.run_id!r} is held by process {pid} on {host}",
+            f"node id {self.node_id!r} of run {self._keys.run_id!r} is held by process {pid} on {host}; "
+            f"its lease runs out in {expires_in:.1f} s unless it is renewed",
             node=self.node_id,
             holder=f"{host}:{pid}",
-            expires_in=(max(0, answer[4]) + 1) / 1000,
+            expires_in=expires_in,
         )
 
     def leave(self, timeout: float) -> None:
@@ -119,6 +121,12 @@ class Registry:
         keys = (self._keys.nodes, self._keys.labels, self._keys.node(self.node_id), self._keys.inbox(self.node_id))
         args = (self._keys.prefix, self.node_id, self.producer, *sorted(self.labels))
         self._calls.script("leave", keys, args, timeout=timeout)
+
+    def unlabel(self, labels: frozenset[str]) -> None:
+        """Have the registry show the labels of now, without these."""
+        keys = (self._keys.node(self.node_id), self._keys.labels)
+        kept = ",".join(sorted(self.labels))
+        self._calls.script("unlabel", keys, (self._keys.prefix, self.node_id, self.producer, kept, *sorted(labels)))
 
     def beat(self, fields: Iterable[str | int]) -> str:
         """Renew the lease and write ``fields``; ``"OK"``, ``"FENCED"`` or ``"FORGOTTEN"``, and notes a finish."""
