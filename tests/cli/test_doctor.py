@@ -83,6 +83,30 @@ def test_a_user_who_sees_only_the_run_has_all_the_rights(redis_server: RedisServ
     shell.close()
 
 
+def test_a_user_of_one_run_sees_it_among_others_and_who_has_no_password_is_told_so(redis_server: RedisServer) -> None:
+    shell, other = Shell(redis_server.url), Shell(redis_server.url)
+    other.node()
+    shell.node()
+    with redis_server.client() as client:
+        client.execute_command(
+            *("ACL", "SETUSER", "narrow", "on", ">geheim", f"~taskbus:{{{shell.run_id}}}:*", "resetchannels"),
+            *(f"&taskbus:{{{shell.run_id}}}:*", "+@all"),
+        )
+        address = redis_server.url.partition("//")[2]
+        shell.url = f"redis://narrow:geheim@{address}"
+        done = shell.run("runs")
+        assert done.returncode == 0, done.stderr
+        assert [line.split()[0] for line in done.stdout.splitlines()] == ["RUN", shell.run_id]
+        assert done.stderr == f"# this user may not look into 1 other runs: {other.run_id}\n"
+        client.execute_command("ACL", "SETUSER", "default", "resetpass", ">secret")
+        shell.url = redis_server.url
+        said = shell.run("nodes").stderr
+        client.execute_command("ACL", "SETUSER", "default", "nopass")
+    assert "needs a password, as in redis://:PASSWORD@HOST" in said and said.count("\n") == 1
+    shell.close()
+    other.close()
+
+
 def test_every_command_that_the_bus_sends_is_probed() -> None:
     sent: set[str] = set()
     for script in (BUS / "scripts").glob("*.lua"):

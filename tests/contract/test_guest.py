@@ -160,13 +160,13 @@ def test_runs_are_listed_and_removed(config: RouterConfig, guest: Guest, node: R
     other = replace(config, run_id=f"{config.run_id}-other")
     with Guest(other) as stranger:
         stranger.emit("x", (), {})
-        known = {run.id: run for run in list_runs(config)}
+        known = {run.id: run for run in list_runs(config)[0]}
         assert (known[config.run_id].state, known[config.run_id].nodes) == ("live", 1)
         assert (known[other.run_id].state, known[other.run_id].age) == ("idle", None)
         node.stop()
         assert remove_run(guest) > 0
         assert not guest.exists() and stranger.exists()
-        assert config.run_id not in {run.id for run in list_runs(config)}
+        assert config.run_id not in {run.id for run in list_runs(config)[0]}
         remove_run(stranger)
 
 

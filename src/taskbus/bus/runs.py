@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from taskbus.bus.guest import Guest
+from taskbus.errors import BusDenied
 
 if TYPE_CHECKING:
     from taskbus.bus.wire import Calls
@@ -40,8 +41,11 @@ class RunInfo:
         return "finished" if self.finish else "live" if self.nodes else "idle"
 
 
-def list_runs(config: RouterConfig) -> list[RunInfo]:
-    """Every run on the Redis of ``config``, by id; walks all its keys in small steps."""
+def list_runs(config: RouterConfig) -> tuple[list[RunInfo], list[str]]:
+    """Every run on the Redis of ``config``, by id; walks all its keys in small steps.
+
+    Second the ids of those that this user may not look into.
+    """
     keys: dict[str, int] = {}
     sizes: dict[str, int | None] = {}
     with Guest(config) as server:
@@ -54,7 +58,14 @@ def list_runs(config: RouterConfig) -> list[RunInfo]:
                     known = sizes.get(run, 0)
                     sizes[run] = None if isinstance(size, Exception) or known is None else known + (size or 0)
         now = int(server.calls.call(b"TIME")[0])
-    return [_run(replace(config, run_id=run), now, keys[run], sizes[run]) for run in sorted(keys)]
+    runs: list[RunInfo] = []
+    refused: list[str] = []
+    for run in sorted(keys):
+        try:
+            runs.append(_run(replace(config, run_id=run), now, keys[run], sizes[run]))
+        except BusDenied:
+            refused.append(run)
+    return runs, refused
 
 
 def _run(config: RouterConfig, now: int, keys: int, size: int | None) -> RunInfo:

@@ -79,7 +79,10 @@ def _nodes(options: argparse.Namespace) -> int:
 
 
 def _runs(options: argparse.Namespace) -> int:
-    found = list_runs(config_of(options, op_timeout=2.0))
+    found, refused = list_runs(config_of(options, op_timeout=2.0))
+    if refused:
+        some = ", ".join(refused[:5]) + (f" and {len(refused) - 5} more" if len(refused) > 5 else "")
+        note(f"this user may not look into {len(refused)} other runs: {some}")
     if options.json:
         for run in found:
             print(json.dumps({**dataclasses.asdict(run), "state": run.state}))
