@@ -129,7 +129,10 @@ def _enum(cls: type[Enum], tag: str) -> _Pair:
         value = reader.value(told)
         if type(value) is not int:
             raise malformed("a flag that is no integer")
-        return cls(value)
+        found = cls(value)
+        if found.value != value:  # some versions of Python drop the bits that they do not know
+            raise malformed("a flag with bits that the class does not have")
+        return found
 
     return write, read
 
