@@ -46,7 +46,9 @@ class Waits:
 
     def finished_by_another(self, node: str) -> None:
         """All waits end with ``RunFinished``, from now on."""
-        self._end(lambda: RunFinished(f"the run was finished by node {node!r}", node=node))
+        finish = self._link.finished
+        why = f" ({finish.reason})" if finish is not None else ""
+        self._end(lambda: RunFinished(f"the run was finished by node {node!r}{why}", node=node))
 
     def leave(self) -> None:
         """All waits end with ``None``, from now on."""

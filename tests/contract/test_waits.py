@@ -61,7 +61,7 @@ def test_two_hundred_waiters_end_with_the_finish_and_cost_no_connection(start_ta
         b.finish = True
         began = time.monotonic()
         for wait in waits:
-            with pytest.raises(RunFinished, match=f"node '{b._link.node_id}'"):
+            with pytest.raises(RunFinished, match=rf"by node '{b._link.node_id}' \(completed\)"):
                 wait.result(5)
         assert time.monotonic() - began < 4
         assert {t.name for t in threading.enumerate() if t.name.startswith("taskbus-")} <= threads
