@@ -17,18 +17,18 @@ from typing import TYPE_CHECKING, Any
 from taskbus.bus.embedded import EmbeddedServer
 from taskbus.config import RouterConfig
 from taskbus.draining import Draining, Terminated
-from taskbus.errors import ConfigError, NodeIdTaken, NotStarted, TaskbusError, WorkerFailed
+from taskbus.errors import ConfigError, NodeIdTaken, NotStarted, RunFinished, TaskbusError, WorkerFailed
 from taskbus.router import Router, activate, active_router
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.process import BaseProcess
 
-__all__ = ["Parallel", "Plan", "run_node", "user_traceback"]
+__all__ = ["REFUSED", "Parallel", "Plan", "run_node", "user_traceback"]
 
 log = logging.getLogger("taskbus")
 
-_REFUSED = {
+REFUSED = {
     "protocol": "nodes meet in Redis and never connect to one another",
     "address": "nodes meet in Redis and never connect to one another",
     "ports": "nodes open no ports",
@@ -36,6 +36,8 @@ _REFUSED = {
     "attach_to": "a node joins by run_id and URL, and needs nobody's address",
     "local_ip": "nodes open no ports",
 }
+"""Settings of message queues without a server, and why there is nothing to set."""
+
 _GRACE = 1.5
 
 
@@ -91,8 +93,8 @@ class Parallel:
             WorkerFailed: A worker failed or died; the others were ended. Its message holds the worker's traceback.
             TaskbusError: A worker could not join the run, for the reason that is raised; ``main`` was not called there.
         """
-        for name in _REFUSED.keys() & settings.keys():
-            raise ConfigError(f"{name}= is not needed: {_REFUSED[name]}")
+        for name in REFUSED.keys() & settings.keys():
+            raise ConfigError(f"{name}= is not needed: {REFUSED[name]}")
         if mq_type != "redis":
             raise ConfigError(f"mq_type must be 'redis', not {mq_type!r}: events cross processes over Redis only")
         if redis_host is not None or redis_port is not None:
@@ -188,6 +190,8 @@ def run_node(
             if router.is_active and router.finished is None:
                 router.life.check_place()  # tasks of a fenced node leave in order, but it was no orderly end
         except Exception as error:
+            if isinstance(error, RunFinished):
+                draining.raise_signal()  # what a barrier says to whoever is asked to leave
             if router.is_active:
                 router.fail(error)
             raise

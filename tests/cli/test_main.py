@@ -35,6 +35,9 @@ def test_wrong_arguments_exit_2(shell: Shell) -> None:
     assert shell.run("nosuch").returncode == 2
     assert shell.run("tail", "--sinc", "start").returncode == 2
     assert shell.run("nodes", "--", "more").returncode == 2
+    unknown = shell.run("run", "job:main", "--platform", "k8s")
+    assert unknown.returncode == 2
+    assert unknown.stderr == "taskbus run: unexpected --platform k8s: see taskbus run --help\n"
 
 
 def test_numbers_that_make_no_sense_are_refused_in_words(shell: Shell) -> None:

@@ -39,7 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _demo(arguments[1:])
     arguments, rest = _split(arguments)
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        complain(options.name, f"unexpected {' '.join(unknown)}: see taskbus {options.name} --help")
+        return USAGE
     if rest and not hasattr(options, "main_arguments"):
         parser.error(f"unexpected arguments after --: {' '.join(rest)}")
     options.main_arguments = rest

@@ -127,7 +127,7 @@ def _rights(guest: Guest) -> Iterator[Finding]:
     probes: list[tuple[Arg, ...]] = [tuple(word.replace("KEY", key, 1) for word in probe) for probe in COMMANDS]
     answers = [*guest.calls.each(probes), _subscribe(guest, key)]
     names = [*(probe[0] for probe in COMMANDS), "SUBSCRIBE"]
-    refused: dict[str, str] = {}
+    refused: dict[str, str] = {}  # why, by name
     full = None
     for name, answer in zip(names, answers, strict=True):
         if isinstance(answer, Exception):
@@ -143,7 +143,12 @@ def _rights(guest: Guest) -> Iterator[Finding]:
     if not refused:
         yield Finding("ok", "rights", f"this user may use all {len(set(names))} commands that a node needs")
         return
-    what = ", ".join(f"{name} (on this run's {why})" if why else name for name, why in refused.items())
+    by_reason: dict[str, list[str]] = {}
+    for name, why in refused.items():
+        by_reason.setdefault(why, []).append(name)
+    what = ", ".join(
+        ", ".join(found) + (f" (on this run's {why})" if why else "") for why, found in sorted(by_reason.items())
+    )
     grant = f"grant ~{guest.keys.prefix}* &{guest.keys.prefix}* and these"
     yield Finding("bad", "rights", f"this user may not: {what}; {grant}")
 

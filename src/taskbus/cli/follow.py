@@ -125,11 +125,14 @@ class _Names:
 def _pages(guest: Guest, follower: Follower, deadline: float, follow: bool) -> Iterator[list[Sighting]]:
     """What comes until the deadline, until the run is finished and all was read, or until all kept was read."""
     backoff = Backoff()
-    is_over = False
+    is_over = is_away = False
     while True:
         try:
             found = follower.read(min(_PAGE, max(0.0, deadline - time.monotonic())) if follow and not is_over else 0.0)
             backoff.reset()
+            if is_away:
+                note("Redis can be reached again")
+                is_away = False
             if found:
                 yield found
                 continue
@@ -139,7 +142,9 @@ def _pages(guest: Guest, follower: Follower, deadline: float, follow: bool) -> I
             if follower.matches("taskbus.node_left"):
                 guest.sweep()
         except BusUnavailable as error:
-            note(f"{error}; trying again")
+            if not is_away:
+                note(f"{str(error).rstrip('.')}; trying again until it can")
+            is_away = True
             delay = min(backoff.next(), deadline - time.monotonic())
             if delay <= 0:
                 return

@@ -19,7 +19,7 @@ from taskbus.cli.common import FAILED, OK, Commands, add_command, note, redis_ur
 from taskbus.config import RouterConfig
 from taskbus.draining import Terminated
 from taskbus.errors import ConfigError, RunFinished, TaskbusError, WorkerFailed
-from taskbus.parallel import Parallel
+from taskbus.parallel import REFUSED, Parallel
 
 __all__ = ["add_to"]
 
@@ -111,7 +111,10 @@ def _until_finished(main: Callable[..., Any], *arguments: str) -> None:
 
 def _spelled(options: argparse.Namespace) -> dict[str, Any]:
     names = ("mq_type", "protocol", "address", "ports", "topology", "attach_to")
-    return {name: value for name in names if (value := getattr(options, name)) is not None}
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    for name in given.keys() & REFUSED.keys():
+        raise ConfigError(f"--{name.replace('_', '-')} is not needed: {REFUSED[name]}")
+    return given
 
 
 def _load(options: argparse.Namespace) -> Callable[..., Any]:
