@@ -127,6 +127,8 @@ def explain(error: BaseException, where: str, what: str = "") -> BusError:
         return error
     text = " ".join(str(error).split()) or type(error).__name__
     code = getattr(error, "status_code", None)
+    if where.startswith("memory://"):
+        text = text.replace("localhost:6379", where)  # which the driver believes
     if code and not text.startswith(str(code)):
         text = f"{code} {text}"
     chain: BaseException | None = error
