@@ -16,6 +16,7 @@ from types import FrameType
 
 from taskbus import Router
 from taskbus.bus.embedded import EmbeddedServer
+from taskbus.cli.common import seconds
 from taskbus.config import RouterConfig, hide_password
 from taskbus.demo.board import Board
 from taskbus.demo.crew import Crew
@@ -65,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=_count, default=2, metavar="N", help="collectors to start (default: 2)")
     parser.add_argument("--seed", type=int, default=0, help="of the first weights (default: 0)")
     parser.add_argument("--out", type=Path, default="demo-output", help="for curve and logs (default: %(default)s)")
-    parser.add_argument("--timeout", type=float, default=180.0, help="seconds until it gives up (default: %(default)g)")
+    parser.add_argument(
+        "--timeout", type=seconds(), default=180.0, help="seconds until it gives up (default: %(default)g)"
+    )
     return parser
 
 
@@ -140,7 +143,8 @@ def _report(options: argparse.Namespace, board: Board, failure: str) -> int:
     solved = board.solved
     if solved is not None:
         mean = f"mean return {solved.mean_return:.1f} over {EPISODES} episodes"
-        print(f"Solved in {board.seconds:.0f} s and {solved.steps:,} steps: {mean}.", flush=True)
+        more = f" (of {board.steps:,} until that was known)" if board.steps > solved.steps else ""
+        print(f"Solved in {board.seconds:.0f} s and {solved.steps:,} steps{more}: {mean}.", flush=True)
     if board.evaluations:
         from taskbus.demo.plot import save_curve  # late: its first import on a machine takes some seconds
 
