@@ -11,7 +11,7 @@ from typing import Any
 
 from taskbus.errors import ConfigError
 
-__all__ = ["RouterConfig", "check_name", "hide_password", "split_labels"]
+__all__ = ["RouterConfig", "check_count", "check_name", "check_timeout", "encodable", "hide_password", "split_labels"]
 
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}\Z")
 _LABEL = re.compile(r"[A-Za-z0-9_.:@/=+-]{1,128}\Z")
@@ -28,6 +28,25 @@ def check_name(what: str, name: object) -> str:
             f"{what} must be 1 to 128 characters of A-Z a-z 0-9 _ . : -, not {_short(name)}", what=what, value=name
         )
     return name
+
+
+def check_count(what: str, count: object, least: int) -> int:
+    """Return ``count`` if it is a whole number of at least ``least``, else raise ``ConfigError`` that shows it."""
+    if isinstance(count, bool) or not isinstance(count, int) or count < least:
+        raise ConfigError(f"{what} must be a whole number of at least {least}, not {_short(count)}")
+    return count
+
+
+def check_timeout(timeout: object) -> float:
+    """Return ``timeout`` if it is a number of seconds, else raise ``ConfigError`` that shows it."""
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or math.isnan(timeout):
+        raise ConfigError(f"timeout must be a number of seconds, not {_short(timeout)}")
+    return timeout
+
+
+def encodable(text: str) -> str:
+    """``text`` with whatever is no character, as half a surrogate pair, written out."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def split_labels(labels: Iterable[str] | str) -> frozenset[str]:

@@ -79,12 +79,9 @@ class EventLoop:
 
     def off(self, event: str, fn: Callable[..., Any] | None = None) -> None:
         """Remove ``fn``, or every listener, from the events that match the shell-style glob ``event``."""
-        for name in list(self._table):
-            if fnmatchcase(name, event):
-                for sink in self.sinks(name):
-                    if isinstance(sink, Listener) and (fn is None or sink.fn == fn):
-                        self.detach(sink)
-                        sink.close()
+        for listener in self.listeners(event, fn):
+            self.detach(listener)
+            listener.close()
 
     def emit(self, event: str, *args: Any, **kwargs: Any) -> None:
         """Pass ``event`` to its listeners, in order with what this thread emitted before.
@@ -151,6 +148,16 @@ class EventLoop:
 
     def sinks(self, event: str) -> tuple[Sink, ...]:
         return self._table.get(event, ())
+
+    def listeners(self, event: str, fn: Callable[..., Any] | None = None) -> list[Listener]:
+        """The listeners of the events that match the shell-style glob ``event``; with ``fn`` those that call it."""
+        return [
+            sink
+            for name in list(self._table)
+            if fnmatchcase(name, event)
+            for sink in self.sinks(name)
+            if isinstance(sink, Listener) and (fn is None or sink.fn == fn)
+        ]
 
     # Events in
 

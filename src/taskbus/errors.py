@@ -107,4 +107,4 @@ class Fenced(BusError):
 
 
 class NodeIdTaken(BusError):
-    """A live node holds the id that was asked for; ``holder`` is its ``host:pid``, ``expires_in`` the s of its lease."""
+    """A live node holds the id that was asked for; ``holder`` is ``host:pid``, ``expires_in`` the rest of its lease."""

@@ -48,8 +48,9 @@ class Standalone:
         """End the delivery threads; those inside a call end by themselves."""
         self.loop.close(timeout or 0.0)
 
-    def add_labels(self, labels: frozenset[str]) -> None:
+    def add_labels(self, labels: frozenset[str]) -> Callable[[], None]:
         self.labels |= labels
+        return lambda: None  # they end with the task
 
     def emit_event(
         self,
@@ -100,7 +101,12 @@ class Standalone:
         host, pid = socket.gethostname(), os.getpid()
         return [NodeInfo("standalone", self.labels, host, pid, self._role, self._step, self._started, seen=0.0)]
 
-    def wait_for_nodes(self, patterns: Labels, count: int, timeout: float) -> list[NodeInfo]:
+    def wake_meetings(self) -> None:
+        """Nobody waits."""
+
+    def wait_for_nodes(
+        self, patterns: Labels, count: int, timeout: float, leaves: Callable[[], bool]
+    ) -> list[NodeInfo]:
         found = self.nodes(patterns)
         if len(found) < count:
             raise ConfigError(
@@ -108,7 +114,7 @@ class Standalone:
             )
         return found
 
-    def barrier(self, name: str, count: int, timeout: float) -> None:
+    def barrier(self, name: str, count: int, timeout: float, leaves: Callable[[], bool]) -> None:
         if count > 1:
             raise ConfigError(
                 f"a standalone task is alone at barrier {name!r}: it can wait for 1 node, not for {count}"

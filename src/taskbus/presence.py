@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from enum import Enum
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
+from taskbus.config import check_count, check_timeout
 from taskbus.errors import ConfigError, NotStarted
 from taskbus.link import NOT_STARTED, UNSTARTED, match_labels
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from taskbus.types import Labels, Link, NodeInfo
 
 __all__ = ["Presence", "Role"]
@@ -28,21 +31,24 @@ class Presence:
     """The part of a task that knows roles, labels and nodes."""
 
     role = Role
+    ctx: Any
 
     def __init__(self) -> None:
         self._link: Link = NOT_STARTED
         self._labels: frozenset[str] = frozenset()
         self._roles: set[Role] = set()
         self._role_names = ""
+        self._leaving = False
 
-    def _enter_link(self, link: Link, labels: frozenset[str]) -> None:
+    def _enter_link(self, link: Link, labels: frozenset[str]) -> Callable[[], None]:
+        """Be a task of ``link`` that carries ``labels``; returns what takes them off it."""
+        take_off = link.add_labels(labels) if labels else lambda: None
         self._link = link
         self._roles, self._role_names = set(), ""
-        if labels:
-            link.add_labels(labels)
         self._labels = labels | link.labels
         if link.node_id is not None:
             self._labels |= {"distributed", f"node.{link.node_id}"}
+        return take_off
 
     def _check_started(self) -> None:
         if self._link is NOT_STARTED:
@@ -60,6 +66,7 @@ class Presence:
             raise ConfigError(f"there is no role {role!r}, only {', '.join(one.value for one in Role)}")
         self._roles.add(Role(role))
         self._role_names = ",".join(sorted(one.value for one in self._roles))
+        self._link.progress(self.ctx.total_step, self._role_names)
         return self
 
     def has_role(self, role: Role) -> bool:
@@ -80,12 +87,20 @@ class Presence:
         return self._link.nodes(patterns)
 
     def wait_for_nodes(self, patterns: Labels = None, count: int = 1, timeout: float = math.inf) -> list[NodeInfo]:
-        """Return the nodes that match once there are ``count``; ``WaitTimeout`` says how many there were."""
-        return self._link.wait_for_nodes(patterns, count, timeout)
+        """Return the nodes that match once there are ``count``; ``WaitTimeout`` says how many there were.
+
+        ``RunFinished`` ends it early when the run was finished, or this task was asked to leave.
+        """
+        check_count("count", count, 0)
+        return self._link.wait_for_nodes(patterns, count, check_timeout(timeout), lambda: self._leaving)
 
     def barrier(self, name: str, count: int, timeout: float = math.inf) -> None:
-        """Return when ``count`` nodes are at the barrier ``name``, which can be used again and again."""
-        self._link.barrier(name, count, timeout)
+        """Return when ``count`` nodes are at the barrier ``name``, which can be used again and again.
+
+        ``RunFinished`` ends it early when the run was finished, or this task was asked to leave.
+        """
+        check_count("count", count, 1)
+        self._link.barrier(name, count, check_timeout(timeout), lambda: self._leaving)
 
     def get_attch_to_len(self) -> int:
         """Number of other live nodes on the run (the name is historical)."""

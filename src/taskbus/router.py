@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
 from taskbus.bus.life import Life
-from taskbus.config import RouterConfig, check_name
-from taskbus.dispatch import ErrorBox, EventLoop, Listener, Waiter
-from taskbus.errors import BusUnavailable, ConfigError, NotStarted, RunFinished, WaitTimeout
+from taskbus.config import RouterConfig, check_name, encodable
+from taskbus.dispatch import ErrorBox, EventLoop, Listener, on_delivery_thread
+from taskbus.errors import ConfigError, NotStarted
 from taskbus.globs import match_globs, parse_globs
+from taskbus.meetings import Meetings
 from taskbus.types import Event, FinishInfo, Labels, NodeInfo, RouterStats, Since, Sink
 
 __all__ = ["Router", "activate", "active_router"]
@@ -36,7 +37,7 @@ def activate(router: Router | None) -> None:
     _active = router
 
 
-class Router:
+class Router(Meetings):
     """One node of a run.
 
     Args:
@@ -64,11 +65,17 @@ class Router:
             raise ConfigError(
                 "a router needs the URL of its bus: give url=, set TASKBUS_URL, or use memory://name within one process"
             )
+        super().__init__()
         self.loop = EventLoop(f"router-{self.config.run_id}")
         self.errors = ErrorBox()
         self.recorded: deque[tuple[str, Event]] = deque(maxlen=self.config.retention_events)
         self._life: Life | None = None
+        self._life_lock = threading.Lock()
+        self._stopping = threading.Lock()
+        self._left = 0
         self._lock = threading.Lock()
+        self._labels_lock = threading.Lock()
+        self._added_labels: Counter[str] = Counter()
         self._names: set[str] = set()
         self._leave_callbacks: list[Callable[[], None]] = []
         self._last_stats = RouterStats()
@@ -88,9 +95,11 @@ class Router:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None and self.is_active and not isinstance(error, KeyboardInterrupt | SystemExit):
-            self.fail(error)
-        self.stop()
+        try:
+            if error is not None and self.is_active and not isinstance(error, KeyboardInterrupt | SystemExit):
+                self.fail(error)
+        finally:
+            self.stop()
 
     # Life ------------------------------------------------------------------------------------------------------------
 
@@ -103,11 +112,12 @@ class Router:
             NodeIdTaken: A live node holds the id.
             ConfigError: The URL makes no sense, or the server is too old.
         """
-        with self._lock:
+        with self._life_lock:
             if self._life is not None and not self._life.is_stopped:
                 raise ConfigError(f"{self!r} is started already")
             if self._life is not None:
-                self.loop = EventLoop(self.loop.name)
+                self.loop, self.errors = EventLoop(self.loop.name), ErrorBox()
+            self._added_labels, self._left = Counter(), 0
             life = self._new_life()
             life.on_fenced = self.request_leave
             life.start()
@@ -139,13 +149,20 @@ class Router:
         """
         life = self._life
         if life is None or life.is_stopped:
-            return 0
+            return self._left
         budget = self.config.stop_timeout if timeout is None else timeout
         deadline = time.monotonic() + budget
-        left = life.stop(timeout=budget)
-        self.loop.close(max(0.0, deadline - time.monotonic()))
-        self._last_stats = life.stats()
-        return left
+        # Who stops it too waits for the first, but a listener does not: the first waits for him.
+        if not self._stopping.acquire(timeout=0 if on_delivery_thread() else 1.5 * budget):
+            return self._left
+        try:
+            if not life.is_stopped:
+                self._left = life.stop(timeout=budget)
+                self.loop.close(max(0.0, deadline - time.monotonic()))
+                self._last_stats = life.stats()
+        finally:
+            self._stopping.release()
+        return self._left
 
     @property
     def is_active(self) -> bool:
@@ -170,9 +187,22 @@ class Router:
         """Given labels and, once started, ``node.{id}``."""
         return self._life.intake.labels if self._life is not None else self.config.labels
 
-    def add_labels(self, labels: frozenset[str]) -> None:
-        """Carry these labels too, for ``only_to`` and the registry."""
-        self.life.add_labels(labels)
+    def add_labels(self, labels: frozenset[str]) -> Callable[[], None]:
+        """Carry these labels too, for ``only_to`` and the registry; returns what takes off those that nobody shares."""
+        life = self.life
+        with self._labels_lock:
+            life.add_labels(labels)
+            added = self._added_labels
+            added.update(labels)
+
+        def remove() -> None:
+            with self._labels_lock:
+                added.subtract(labels)
+                gone = frozenset(label for label in labels - self.config.labels if not added[label])
+                if gone and not life.is_stopped:
+                    life.remove_labels(gone)
+
+        return remove
 
     def stats(self) -> RouterStats:
         """What this node has done since it started; after the stop, its last word."""
@@ -231,7 +261,9 @@ class Router:
 
     def off(self, event: str, fn: Callable[..., Any] | None = None) -> None:
         """Remove ``fn``, or every listener of this router, from the events that match the glob ``event``."""
-        self.loop.off(event, fn)
+        for listener in self.loop.listeners(event, fn):
+            self.unsubscribe(listener)
+            listener.close()
 
     def _listen(self, event: str, fn: Callable[..., Any], since: Since, *, once: bool) -> None:
         if not callable(fn):
@@ -331,50 +363,9 @@ class Router:
         found = self.life.nodes()
         return [node for node in found if match_globs((*node.labels, f"node.{node.id}"), globs)]
 
-    def wait_for_nodes(self, patterns: Labels, count: int, timeout: float) -> list[NodeInfo]:
-        """Return the nodes that match once there are ``count``; ``WaitTimeout`` says how many there were."""
-        deadline = time.monotonic() + timeout
-        while True:
-            waiter = Waiter("taskbus.node_joined")
-            remove = self.on_finish(lambda info, waiter=waiter: waiter.cancel())  # type: ignore[misc]
-            try:
-                self.subscribe(waiter)
-                found = self.nodes(patterns)
-                if len(found) >= count:
-                    return found
-                self._check_wait(
-                    deadline,
-                    f"{len(found)} of {count} nodes are there" + (f" that match {patterns!r}" if patterns else ""),
-                )
-                waiter.wait(min(deadline, time.monotonic() + self.config.lease))
-            except BusUnavailable as error:
-                self._check_wait(deadline, str(error))  # Redis being away ends no wait
-            finally:
-                remove()
-                self.unsubscribe(waiter)
-
-    def barrier(self, name: str, count: int, timeout: float) -> None:
-        """Return when ``count`` live nodes are at the barrier ``name``; it can be used again at once."""
-        check_name("the name of a barrier", name)
-        life = self.life
-        remove = life.finish.on_finish(lambda info: life.barriers.notify())
-        try:
-            life.barriers.wait(name, count, time.monotonic() + timeout, self._check_wait)
-        finally:
-            remove()
-
-    def _check_wait(self, deadline: float, what: str) -> None:
-        self.life.check_place()
-        if self.finished is not None:
-            raise RunFinished(
-                f"the run was finished by node {self.finished.node!r} ({self.finished.reason}) while {what}"
-            )
-        if time.monotonic() >= deadline:
-            raise WaitTimeout(f"the time is over and {what}")
-
 
 def _text(error: BaseException) -> str:
     try:
-        return str(error)
+        return encodable(str(error))
     except Exception:  # noqa: BLE001 the text of an error may be anything
         return "(its text cannot be shown)"

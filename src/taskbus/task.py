@@ -11,9 +11,10 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Self
 from weakref import WeakSet
 
+from taskbus.config import check_timeout, split_labels
 from taskbus.context import Context
 from taskbus.dispatch import LOCAL_TIMEOUT, Listener, check_event, on_delivery_thread
-from taskbus.errors import ConfigError, TaskbusError, WaitTimeout
+from taskbus.errors import ConfigError, RunFinished, TaskbusError, WaitTimeout
 from taskbus.link import NOT_STARTED, Standalone
 from taskbus.pipeline import VoidMiddleware
 from taskbus.presence import Presence, Role
@@ -51,7 +52,6 @@ class Task(Presence, Steps):
         self._owns_link = False
         self._forget: list[Callable[[], None]] = []
         self._finish = False
-        self._leaving = False
         self._listeners: WeakSet[Listener] = WeakSet()
         self._names: set[str] = set()
         self._waits = Waits(NOT_STARTED)
@@ -80,7 +80,7 @@ class Task(Presence, Steps):
         """
         if n_async_workers < 1:
             raise ConfigError(f"n_async_workers has to be at least 1, got {n_async_workers}")
-        given = frozenset([labels] if isinstance(labels, str) else labels or ())
+        given = split_labels(labels or ())
         with self._life_lock:
             if self.running or self._is_stopping:
                 raise ConfigError("the task is started already: stop() it first")
@@ -95,12 +95,15 @@ class Task(Presence, Steps):
         self._owns_link = not link.is_active
         if self._owns_link:
             link.start()
+        self._forget = []
         try:
-            self._enter_link(link, given | {"async"} if async_mode else given)
+            self._forget.append(self._enter_link(link, given | {"async"} if async_mode else given))
             self._waits = Waits(link)
-            self._forget = [link.on_finish(self._on_finish), link.on_leave(self.request_leave)]
+            self._forget += [link.on_finish(self._on_finish), link.on_leave(self.request_leave)]
         except BaseException:
             self._link = NOT_STARTED
+            for forget in self._forget:
+                _attempt(forget)
             if self._owns_link:
                 link.stop()
             raise
@@ -116,10 +119,13 @@ class Task(Presence, Steps):
     def request_leave(self) -> None:
         """Have this task leave without finishing the run; from any thread, and from a signal handler.
 
-        ``run`` returns after the current step, waits end with ``None``, and the ``stop`` that follows finishes nothing.
+        ``run`` returns after the current step, waits end with ``None``, ``barrier`` and ``wait_for_nodes`` with
+        ``RunFinished``, and the ``stop`` that follows finishes nothing.
         """
         self._leaving = True
         self._waits.leave()
+        if self._link is not NOT_STARTED:
+            self._link.wake_meetings()
 
     def __enter__(self) -> Self:
         return self
@@ -140,7 +146,7 @@ class Task(Presence, Steps):
         try:
             self._waits.close()
             self._flush(link, now + 0.7 * STOP_TIMEOUT)
-            if isinstance(error, Exception):
+            if isinstance(error, Exception) and not (leaves and isinstance(error, RunFinished)):
                 _attempt(link.fail, error)
             elif error is None and not leaves and link.finished is None:
                 _attempt(link.finish, "stopped", _until(now + 0.8 * STOP_TIMEOUT))
@@ -160,8 +166,8 @@ class Task(Presence, Steps):
         _attempt(link.sync, _until(deadline))
 
     def _part(self, link: Link, deadline: float) -> None:
-        for forget in self._forget:
-            forget()
+        for forget in self._forget[self._owns_link :]:  # labels go with the link
+            _attempt(forget)
         for listener in list(self._listeners):
             link.unsubscribe(listener)
             listener.close()
@@ -352,7 +358,7 @@ class Task(Presence, Steps):
         self._check_started()
         check_event(event)
         try:
-            return self._waits.wait(event, timeout, since)
+            return self._waits.wait(event, check_timeout(timeout), since)
         except WaitTimeout:
             if ignore_timeout_exception:
                 return None

@@ -155,8 +155,8 @@ class Link(Protocol):
         transient: bool = False,
     ) -> None: ...
 
-    def add_labels(self, labels: frozenset[str]) -> None:
-        """Carry these labels too, for ``only_to`` and the registry."""
+    def add_labels(self, labels: frozenset[str]) -> Callable[[], None]:
+        """Carry these labels too, for ``only_to`` and the registry; returns what takes them off."""
 
     def subscribe(self, sink: Sink, since: Since = "now", timeout: float | None = None) -> None:
         """Attach ``sink``; on return the subscription holds. ``"joined"`` (trails): all since this node joined.
@@ -188,6 +188,11 @@ class Link(Protocol):
 
     def nodes(self, patterns: Labels = None) -> list[NodeInfo]: ...
 
-    def wait_for_nodes(self, patterns: Labels, count: int, timeout: float) -> list[NodeInfo]: ...
+    def wait_for_nodes(
+        self, patterns: Labels, count: int, timeout: float, leaves: Callable[[], bool]
+    ) -> list[NodeInfo]: ...
 
-    def barrier(self, name: str, count: int, timeout: float) -> None: ...
+    def barrier(self, name: str, count: int, timeout: float, leaves: Callable[[], bool]) -> None: ...
+
+    def wake_meetings(self) -> None:
+        """Have those two look again at ``leaves``; also from a signal handler."""

@@ -31,6 +31,7 @@ HOUSE = [
     "codec",
     "frame",
     "bus",
+    "meetings",
     "router",
     "waits",
     "link",

@@ -225,7 +225,7 @@ def test_labels_are_copied_and_completed() -> None:
 
 
 def test_labels_match_globs() -> None:
-    with Task().start(labels=["gpu.a100", "rack[1]"]) as task:
+    with Task().start(labels=["gpu.a100", "rack=1"]) as task:
         assert task.match_labels("gpu.*")
         assert task.match_labels(["cpu", "stand?lone"])
         assert not task.match_labels(["cpu", "GPU.*"])

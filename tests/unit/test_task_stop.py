@@ -76,6 +76,8 @@ def test_a_run_that_reached_its_last_step_is_completed(bus: Bus) -> None:
         task.use(lambda ctx: None).add_role(task.role.LEARNER).add_role(task.role.COLLECTOR)
         task.run(2)
     assert [call for call in bus.calls if isinstance(call, tuple)] == [
+        (0, "learner"),
+        (0, "collector,learner"),
         (1, "collector,learner"),
         (2, "collector,learner"),
     ]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from taskbus.config import encodable
 from taskbus.errors import BusError
 from taskbus.types import FinishInfo
 
@@ -43,7 +44,7 @@ class Finish:
         with self._lock:
             if self.known is not None:
                 return not self.is_pending
-            self.known = self._unwritten = FinishInfo(self._registry.node_id, reason, time.time())
+            self.known = self._unwritten = FinishInfo(self._registry.node_id, encodable(reason), time.time())
         self.retry(timeout)
         if self.is_pending:
             log.warning("the finish of run %r is pending until Redis can be reached", self._run_id)

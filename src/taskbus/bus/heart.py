@@ -62,7 +62,8 @@ class Heart:
         self._ttl_renewed = time.monotonic()
         self._next_sweep = time.monotonic() + random.uniform(0.5, 1.0) * _SWEEP_EVERY
         self.sign_of_life = time.monotonic()
-        self.watching = 0
+        self.watches: Callable[[], bool] = lambda: False
+        """Whether somebody here wants to hear of dead nodes."""
         self.is_healthy: Callable[[], bool] = lambda: True
         self.stats: Callable[[], RouterStats] = RouterStats
         self.recover: Callable[[], None] = lambda: None
@@ -116,7 +117,10 @@ class Heart:
             except Exception:
                 log.exception("a heartbeat failed in an unforeseen way; the next one comes")
             for look in self.each_beat:
-                look()
+                try:
+                    look()
+                except Exception:
+                    log.exception("a look of the heartbeat failed in an unforeseen way; the next one comes")
 
     def _pause(self) -> bool:
         with self._due:
@@ -154,7 +158,7 @@ class Heart:
         if now - self._ttl_renewed > self._config.run_ttl / 4:
             registry.renew()
             self._ttl_renewed = now
-        if self.watching or now > self._next_sweep:
+        if self.watches() or now > self._next_sweep:
             self._next_sweep = now + random.uniform(0.5, 1.0) * _SWEEP_EVERY
             if gone := registry.sweep(0.9 * self._config.heartbeat):
                 self.on_gone(gone)

@@ -25,6 +25,7 @@ from taskbus.bus.keys import Keys
 from taskbus.bus.policy import warn_of_eviction
 from taskbus.bus.reader import Reader
 from taskbus.bus.registry import Registry, finish_from
+from taskbus.bus.tally import tally
 from taskbus.bus.wire import Calls, check_version
 from taskbus.bus.writer import Writer
 from taskbus.errors import BusDenied, BusError, BusUnavailable, Fenced, NotStarted
@@ -86,7 +87,7 @@ class Life:
         self.is_stopped = False
         """Stopped, or the life of the process from which this one was forked."""
         _lives.add(self)
-        self._state_losses = 0
+        self.state_losses = 0
 
     # Start -----------------------------------------------------------------------------------------------------------
 
@@ -140,6 +141,7 @@ class Life:
         heart.on_gone = self._report_gone
         heart.on_finish = self.finish.hear
         heart.probe = self.channels.probe
+        heart.watches = lambda: any(map(self.loop.listened, _ENDS_OF_NODES))
         self.finish.defer = reader.call_when_read
         heart.each_beat += [self.channels.watch, self.finish.retry, self.barriers.settle, reader.check_goals]
         heart.each_beat += [SlowListeners(self.loop).warn, self._look]
@@ -209,11 +211,24 @@ class Life:
     # Staying there ---------------------------------------------------------------------------------------------------
 
     def add_labels(self, labels: frozenset[str]) -> None:
-        """Carry more labels from now on."""
-        if not labels <= self.registry.labels:
-            self.registry.labels |= labels
-            self.intake.labels_changed()
-            self.recover()
+        """Carry more labels from now on; none of them where that fails."""
+        before = self.registry.labels
+        if not labels <= before:
+            try:
+                self._carry(before | labels)
+                self.recover()
+            except BaseException:
+                self._carry(before)
+                raise
+
+    def remove_labels(self, labels: frozenset[str]) -> None:
+        """Carry these labels no more."""
+        self._carry(self.registry.labels - labels)
+        self.registry.unlabel(labels)
+
+    def _carry(self, labels: frozenset[str]) -> None:
+        self.registry.labels = labels
+        self.intake.labels_changed()
 
     def recover(self) -> None:
         """Register again after a new connection, or after Redis has forgotten this node."""
@@ -255,7 +270,7 @@ class Life:
         self.writer.denied = error  # raised at the next emit or sync
 
     def _state_lost(self, why: str) -> None:
-        self._state_losses += 1
+        self.state_losses += 1
         log.error("Redis at %s has lost state of run %r: %s", self.target.where, self.config.run_id, why)
         self.loop.offer("taskbus.state_lost", [((), {"node": self.registry.node_id, "why": why})], 0, 0)
 
@@ -310,7 +325,7 @@ class Life:
         """Emit one of our own events about this node, or about ``node``, if that can be done at once."""
         try:
             self.emit(event, (), {"node": node or self.registry.node_id, **kwargs}, timeout=0.0)
-        except BusError as error:
+        except (BusError, NotStarted) as error:
             log.warning("%s was not emitted: %s", event, error)
 
     def subscribe(self, sink: Sink, since: str, timeout: float | None = None) -> None:
@@ -332,16 +347,12 @@ class Life:
         except BaseException:
             self.unsubscribe(sink)
             raise
-        if event in _ENDS_OF_NODES:
-            self.heart.watching += 1
 
     def unsubscribe(self, sink: Sink) -> None:
         """Detach ``sink``; its event is read on for a while, so that the next subscription costs nothing."""
         self.loop.detach(sink)
         if self.intake.give_up(sink):
             self.reader.forget(sink)
-        if sink.event in _ENDS_OF_NODES:
-            self.heart.watching = max(0, self.heart.watching - 1)
 
     # The run ---------------------------------------------------------------------------------------------------------
 
@@ -372,27 +383,7 @@ class Life:
 
     def stats(self) -> RouterStats:
         """What this life has done so far."""
-        now, writer, reader = time.monotonic(), self.writer, self.reader
-        return RouterStats(
-            emitted=writer.emitted,
-            acknowledged=writer.acknowledged,
-            delivered=reader.taker.delivered + self.intake.delivered,
-            missed=reader.taker.missed,
-            repeated=reader.taker.repeated,
-            lost=writer.lost,
-            suppressed=writer.suppressed,
-            rejected=dict(reader.taker.rejected),
-            reconnects=writer.reconnects + reader.reconnects + self.channels.gaps,
-            gaps=self.channels.gaps,
-            dropped=self.intake.dropped,
-            state_losses=self._state_losses,
-            outbox_events=writer.waiting,
-            outbox_bytes=writer.bytes_waiting,
-            lag=reader.lag,
-            reader_age=now - reader.sign_of_life,
-            heartbeat_age=now - self.heart.sign_of_life,
-            healthy=self.is_healthy(),
-        )
+        return tally(self)
 
 
 def _copy(error: BusError) -> BusError:

@@ -12,7 +12,7 @@ from taskbus import frame
 from taskbus.bus.bell import Bell
 from taskbus.bus.room import snapshot
 from taskbus.codec import Encoded
-from taskbus.errors import BusDenied, BusError, BusUnavailable, EncodeError, NotAcknowledged
+from taskbus.errors import BusDenied, BusError, BusUnavailable, EncodeError, NotAcknowledged, NotStarted
 
 if TYPE_CHECKING:
     from taskbus.config import RouterConfig
@@ -61,6 +61,7 @@ class Outbox:
         self._changed = threading.Condition(self._lock)  # acknowledged, refused, failed, stopped
         self._waiting = 0
         self._bell = Bell()
+        self._closed = False
         self._idle = False  # the thread waits for the bell
         self._stopping = threading.Event()
         self._frames: deque[OpenFrame] = deque()
@@ -162,6 +163,8 @@ class Outbox:
     def _make_room(self, size: int, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         while True:
+            if self._closed:
+                raise NotStarted("the router was stopped")
             self._raise_what_stays()
             if self._refusal is not None and self._refusal.__dict__.get("full"):
                 raise BusUnavailable(str(self._refusal), where=self._where, full=True)
@@ -190,6 +193,12 @@ class Outbox:
                 missing = target - self.acknowledged
                 self._wait(deadline, f"{missing} events are not acknowledged by Redis at {self._where}")
             self._raise_what_stays()
+
+    def close(self) -> None:
+        """Take nothing more: what is counted as left afterwards is all that is."""
+        with self._changed:
+            self._closed, self._max_events = True, 0  # a full outbox: looking for it costs an emit nothing
+            self._changed.notify_all()
 
     def flush(self, deadline: float) -> None:
         """Return when nothing waits any more, or it cannot be written, or at ``deadline`` (monotonic)."""

@@ -77,6 +77,7 @@ class Writer(Outbox):
 
         Returns how many events were not acknowledged.
         """
+        self.close()
         self.flush(deadline)
         self._stopping.set()
         self.fail(None)
