@@ -133,7 +133,7 @@ def test_what_is_emitted_while_the_router_stops_is_written_or_refused(join: Join
     a, b = join(), join()
     got = Collected()
     b.on("x", got)
-    emitted = []
+    emitted: list[int] = []
 
     def emit() -> None:
         with pytest.raises(NotStarted):

@@ -59,11 +59,6 @@ def test_an_error_that_is_longer_than_a_pipe_holds_is_raised_whole(tmp_path: Pat
         Parallel.runner(2, node_ids=0)(jobs.crash_at_length, str(tmp_path))
 
 
-def test_an_error_that_is_longer_than_a_pipe_holds_is_raised_whole(tmp_path: Path) -> None:
-    with pytest.raises(WorkerFailed, match="the end of it"):
-        Parallel.runner(2, node_ids=0)(jobs.crash_at_length, str(tmp_path))
-
-
 def test_a_worker_that_is_killed_ends_the_others_and_raises(tmp_path: Path) -> None:
     with pytest.raises(WorkerFailed, match="killed by signal 9"):
         Parallel.runner(2, node_ids=0)(jobs.kill_one, str(tmp_path))

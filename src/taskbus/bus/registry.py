@@ -128,12 +128,6 @@ class Registry:
         kept = ",".join(sorted(self.labels))
         self._calls.script("unlabel", keys, (self._keys.prefix, self.node_id, self.producer, kept, *sorted(labels)))
 
-    def unlabel(self, labels: frozenset[str]) -> None:
-        """Have the registry show the labels of now, without these."""
-        keys = (self._keys.node(self.node_id), self._keys.labels)
-        kept = ",".join(sorted(self.labels))
-        self._calls.script("unlabel", keys, (self._keys.prefix, self.node_id, self.producer, kept, *sorted(labels)))
-
     def beat(self, fields: Iterable[str | int]) -> str:
         """Renew the lease and write ``fields``; ``"OK"``, ``"FENCED"`` or ``"FORGOTTEN"``, and notes a finish."""
         keys = (self._keys.node(self.node_id), self._keys.finish)
