@@ -154,6 +154,15 @@ def test_a_follower_counts_what_was_trimmed_before_it_came(config: RouterConfig,
     assert follower.missed == 1000 - len(told) > 0
 
 
+def test_nodes_join_before_they_leave_however_fast(config: RouterConfig, guest: Guest) -> None:
+    for _ in range(5):
+        node = Router(config.url, run_id=config.run_id, run_ttl=60).start()
+        node.fail(ValueError("at once"))
+        node.stop()
+    told = [one.event.removeprefix("taskbus.node_") for one in all_of(Follower(guest, ["taskbus.*"], "start"))]
+    assert told == ["joined", "failed", "left"] * 5
+
+
 def test_runs_are_listed_and_removed(config: RouterConfig, guest: Guest, node: Router) -> None:
     node.emit("x")
     node.sync()

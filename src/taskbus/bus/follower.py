@@ -59,11 +59,16 @@ class _Stream:
         self.more = True  # Redis may hold further entries behind the page
 
 
+_PLACES = {"taskbus.node_joined": -1, "taskbus.node_failed": 1, "taskbus.node_left": 2}
+"""Among events of one millisecond: a node joins before it does anything, and leaves in the end."""
+
+
 class Follower:
     """Reads the streams of one run whose names match, from one point on.
 
     Events come in the order of their entries' ids, which is that of Redis' clock; events of different names that were
-    appended within one millisecond may come in any order. A name that turns up later is followed from its first event.
+    appended within one millisecond may come in any order, but nodes join first and leave last. A name that turns up
+    later is followed from its first event.
 
     Args:
         patterns: Globs of event names; an exact name is followed before it exists.
@@ -168,7 +173,7 @@ class Follower:
             full = [stream for stream in streams if stream.page]
             if not full or any(stream.more and not stream.page for stream in streams):
                 return found
-            stream = min(full, key=lambda one: (one.page[0][0][0], one.event))
+            stream = min(full, key=lambda one: (one.page[0][0][0], _PLACES.get(one.event, 0), one.event))
             at, fields = stream.page[0]
             sightings = self._see(stream, at, fields)  # may fail to fetch a payload: then the entry stays where it is
             stream.page.popleft()
