@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import Counter, deque
@@ -124,12 +125,15 @@ class Router(Meetings):
             self._life = life
         finished = life.finish.known
         if finished is not None:
+            where = "" if os.environ.get("TASKBUS_URL") else f" --url {self.config.shown_url}"
             log.warning(
-                "run %r is finished already (by node %r: %s); reset it with `taskbus reset %s` to use the name again",
+                "run %r is finished already (by node %r: %s); give each launch a run_id of its own, "
+                "or use the name again after `taskbus reset %s%s`",
                 self.config.run_id,
                 finished.node,
                 finished.reason,
                 self.config.run_id,
+                where,
             )
         return self
 

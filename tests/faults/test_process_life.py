@@ -18,6 +18,7 @@ import pytest
 
 from taskbus import Router, Task
 from taskbus.bus.keys import Keys
+from taskbus.config import hide_password
 from taskbus.frame import events, unpack
 from taskbus.testing import RedisServer, until
 from tests.faults.conftest import MakeNode, scaled
@@ -194,8 +195,10 @@ def test_p2_09_an_exit_while_redis_is_frozen_says_what_is_lost(redis_server: Red
 
 
 def test_p0_36_a_run_that_is_finished_is_not_run_again_without_a_word(
-    redis_server: RedisServer, run_id: str, caplog: pytest.LogCaptureFixture
+    redis_server: RedisServer, run_id: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("TASKBUS_URL", raising=False)
+
     def main(steps: list[int], got: list[object]) -> None:
         with Task().start(router=Router(redis_server.url, run_id=run_id)) as task:
             task.on("x", got.append)
@@ -213,7 +216,7 @@ def test_p0_36_a_run_that_is_finished_is_not_run_again_without_a_word(
             main(again, got)
     assert again == []
     assert caplog.text.count(f"run {run_id!r} is finished already (by node '0': completed)") == rounds
-    assert f"taskbus reset {run_id}" in caplog.text
+    assert f"taskbus reset {run_id} --url {hide_password(redis_server.url)}`" in caplog.text
     assert got == [0] * rounds, "only what this run emits itself"
     with run("-m", "taskbus", "reset", run_id, "--url", redis_server.url, "--yes") as process:
         assert process.wait(10) == 0, process.stderr and process.stderr.read()

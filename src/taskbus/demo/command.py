@@ -86,7 +86,10 @@ def _run(options: argparse.Namespace) -> int:
         url = stack.enter_context(_bus(options.url))
         router = stack.enter_context(Router(url, run_id=run_id, node_id="demo", labels="observer"))
         if router.finished is not None:
-            raise ConfigError(f"run {run_id!r} is finished already; take another name, or: taskbus reset {run_id}")
+            where = "" if os.environ.get("TASKBUS_URL") else f" --url {hide_password(url)}"
+            raise ConfigError(
+                f"run {run_id!r} is finished already; take another name, or: taskbus reset {run_id}{where}"
+            )
         board, display = Board(), open_display()
         display.say(f"run {run_id} on {hide_password(url)}")
         try:
