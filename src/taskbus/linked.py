@@ -90,7 +90,10 @@ class LinkedNode(Router):
         if self.node_id is not None:
             self.config = replace(self.config, node_id=self.node_id)
         self.seam = Seam()
+        before = self.errors.kept  # of the life that was killed, where nobody was told yet
         until(self._try_to_start, 2 * self.config.lease + 5.0, f"node {self.node_id!r} can have its id again")
+        for error in before:
+            self.errors.add(error)
         return self
 
     def _try_to_start(self) -> bool:

@@ -72,6 +72,17 @@ def test_an_error_of_a_listener_that_nobody_saw_is_raised_at_the_end(redis_url: 
         raise ValueError("the test's own")
 
 
+def test_an_error_of_before_a_kill_is_not_forgotten(nodes: LinkedNodes) -> None:
+    node = nodes.node()
+    node.on("x", lambda: 1 / 0)
+    node.emit("x")
+    until(lambda: node.errors.kept)
+    node.kill()
+    node.revive()
+    with pytest.raises(ZeroDivisionError):
+        nodes.settle()
+
+
 def test_what_was_emitted_is_told_with_its_node(nodes: LinkedNodes) -> None:
     a, b = nodes.node(node_id="a"), nodes.node(node_id="b")
     a.emit("x", 1, k=2)
