@@ -6,7 +6,7 @@ import mmap
 
 __all__ = ["make_room", "snapshot"]
 
-_HUGE = 1 << 20
+_HUGE = 4 << 20  # below that the allocator hands out the same pages again
 
 
 def make_room(size: int) -> memoryview:
