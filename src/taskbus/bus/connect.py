@@ -125,7 +125,7 @@ def explain(error: BaseException, where: str, what: str = "") -> BusError:
     """
     if isinstance(error, BusError):
         return error
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     code = getattr(error, "status_code", None)
     if where.startswith("memory://"):
         text = text.replace("localhost:6379", where)  # which the driver believes
