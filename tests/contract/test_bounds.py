@@ -109,7 +109,7 @@ def test_an_idle_node_costs_at_most_one_command_a_second(redis_server: RedisServ
     """Commands inside scripts count."""
     with redis_server.client() as client, Router(redis_server.url, labels={"a", "b"}) as router:
         task = Task().start(router=router)
-        for event in ("x", "y", "z"):
+        for event in ("x", "y", "z", "taskbus.node_left"):
             task.on(event, Collected())
         task.wait_for("answer", timeout=0, since="last")
 

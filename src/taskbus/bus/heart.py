@@ -57,6 +57,8 @@ class Heart:
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="taskbus-heart", daemon=True)
         self._turn = 0
+        self._looks = 0
+        self._looked = 0.0
         self._written: tuple[str | int, ...] = ("", 0, 1, 0, 0, 0, 0)
         self._renewed = time.monotonic()
         self._ttl_renewed = time.monotonic()
@@ -135,6 +137,7 @@ class Heart:
         counts = (stats.lag, stats.missed, sum(stats.rejected.values()), stats.reconnects)
         state: tuple[str | int, ...] = (registry.role, registry.step, int(self.is_healthy()), *counts)
         finished = registry.finish
+        looks = self.watches() and now - self._looked > 1.5 * self._config.heartbeat
         if state != self._written:
             fields: list[str | int] = []
             for name, value in zip(_FIELDS, state, strict=True):
@@ -149,6 +152,9 @@ class Heart:
                 self._renewed = now
             else:
                 self.recover()
+        elif looks:
+            looks = False
+            self._look_at_others(now)
         elif not self.probe():
             self._turn += 1
             if not registry.check(self._turn):
@@ -158,7 +164,27 @@ class Heart:
         if now - self._ttl_renewed > self._config.run_ttl / 4:
             registry.renew()
             self._ttl_renewed = now
-        if self.watches() or now > self._next_sweep:
-            self._next_sweep = now + random.uniform(0.5, 1.0) * _SWEEP_EVERY
-            if gone := registry.sweep(0.9 * self._config.heartbeat):
-                self.on_gone(gone)
+        if looks:
+            self._look_at_others(now)
+        elif now > self._next_sweep:
+            self._sweep(now)
+
+    def _look_at_others(self, now: float) -> None:
+        """In place of the check of this node alone, every second beat: a command, and a sweep only where one is gone.
+
+        A node is dead a lease after its last beat at the earliest, so that new ones need not be known sooner.
+        """
+        self._looked = now
+        self._looks += 1
+        if self._looks % 16 == 0 and not self.probe():
+            self.probe()
+        keeps, all_there = self._registry.look_at_others(afresh=self._looks % 4 == 0)
+        if not keeps:
+            self.recover()
+        if not all_there:
+            self._sweep(now)
+
+    def _sweep(self, now: float) -> None:
+        self._next_sweep = now + random.uniform(0.5, 1.0) * _SWEEP_EVERY
+        if gone := self._registry.sweep(0.9 * self._config.heartbeat):
+            self.on_gone(gone)

@@ -56,6 +56,7 @@ class Registry:
         self.finish: FinishInfo | None = None
         self.finish_in_redis = False
         self.was_away = False
+        self._others: list[bytes] | None = None
         self.role = ""
         self.step = 0
 
@@ -232,13 +233,32 @@ class Registry:
         ]
         return checks[turn // 2 % len(checks)]()
 
-    def _all_is_there(self) -> bool:
-        keys = {
+    def look_at_others(self, *, afresh: bool) -> tuple[bool, bool]:
+        """Whether this node is as it should be in Redis, and whether all the others are there still.
+
+        ``afresh`` asks who they are; else they are those of the last time.
+        """
+        if afresh or self._others is None:
+            members = self._calls.call(b"SMEMBERS", self._keys.nodes)
+            ids = {member.decode(errors="replace") for member in members} - {self.node_id}
+            self._others = [self._keys.node(node_id) for node_id in ids]
+        own = self._own_keys()
+        found = self._calls.call(b"EXISTS", *own, *self._others, self._keys.finish)
+        if found == len(own) + len(self._others) + self.finish_in_redis:
+            return True, True
+        self._others = None
+        return self._all_is_there(), False
+
+    def _own_keys(self) -> set[bytes]:
+        return {
             *(self._keys.nodes, self._keys.epoch, self._keys.node(self.node_id), self._keys.owner(self.node_id)),
             self._keys.inbox(self.node_id),
             *([self._keys.labels] if self.labels else ()),
             *(self._keys.label(label) for label in self.labels),
         }
+
+    def _all_is_there(self) -> bool:
+        keys = self._own_keys()
         found = self._calls.call(b"EXISTS", *keys, self._keys.finish)
         if found > len(keys) and not self.finish_in_redis:
             return self._finish_is_there()  # its wake-up did not come
