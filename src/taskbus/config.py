@@ -11,7 +11,7 @@ from typing import Any
 
 from taskbus.errors import ConfigError
 
-__all__ = ["RouterConfig", "check_count", "check_name", "check_timeout", "encodable", "hide_password", "split_labels"]
+__all__ = ["RouterConfig", "check_count", "check_name", "check_reach", "check_timeout", "encodable", "hide_password", "split_labels"]
 
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}\Z")
 _LABEL = re.compile(r"[A-Za-z0-9_.:@/=+-]{1,128}\Z")
@@ -35,6 +35,12 @@ def check_count(what: str, count: object, least: int) -> int:
     if isinstance(count, bool) or not isinstance(count, int) or count < least:
         raise ConfigError(f"{what} must be a whole number of at least {least}, not {_short(count)}")
     return count
+
+
+def check_reach(only_remote: bool, only_local: bool) -> None:
+    """Refuse an event that would reach nobody."""
+    if only_remote and only_local:
+        raise ConfigError("only_remote and only_local together reach nobody; give one of them")
 
 
 def check_timeout(timeout: object) -> float:
@@ -151,6 +157,12 @@ class RouterConfig:
     def shown_url(self) -> str:
         """The URL without its password."""
         return hide_password(self.url)
+
+    @property
+    def reset_command(self) -> str:
+        """What a shell takes to use the run's name again; with the URL, unless the environment has one."""
+        where = "" if os.environ.get("TASKBUS_URL") else f" --url {self.shown_url}"
+        return f"taskbus reset {self.run_id}{where}"
 
     def __repr__(self) -> str:
         shown = {f.name: getattr(self, f.name) for f in fields(self) if f.repr and getattr(self, f.name) != f.default}

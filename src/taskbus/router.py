@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections import Counter, deque
@@ -12,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from taskbus.bus.life import Life
-from taskbus.config import RouterConfig, check_name, encodable
+from taskbus.config import RouterConfig, check_name, check_reach, encodable
 from taskbus.dispatch import ErrorBox, EventLoop, Listener, on_delivery_thread
 from taskbus.errors import ConfigError, NotStarted
 from taskbus.globs import match_globs, parse_globs
@@ -125,15 +124,13 @@ class Router(Meetings):
             self._life = life
         finished = life.finish.known
         if finished is not None:
-            where = "" if os.environ.get("TASKBUS_URL") else f" --url {self.config.shown_url}"
             log.warning(
                 "run %r is finished already (by node %r: %s); give each launch a run_id of its own, "
-                "or use the name again after `taskbus reset %s%s`",
+                "or use the name again after `%s`",
                 self.config.run_id,
                 finished.node,
                 finished.reason,
-                self.config.run_id,
-                where,
+                self.config.reset_command,
             )
         return self
 
@@ -247,6 +244,8 @@ class Router(Meetings):
             life = self.life  # says why that is refused
         if event not in self._names:
             self._check_event(event)
+        if only_local and only_remote:
+            check_reach(only_remote, only_local)
         globs = () if only_to is None else parse_globs(only_to) or ()
         if self.config.record:
             self.recorded.append((event, (args, kwargs)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import logging
+import math
 import os
 import secrets
 import signal
@@ -16,7 +17,6 @@ from types import FrameType
 
 from taskbus import Router
 from taskbus.bus.embedded import EmbeddedServer
-from taskbus.cli.common import seconds
 from taskbus.config import RouterConfig, hide_password
 from taskbus.demo.board import Board
 from taskbus.demo.crew import Crew
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of the first weights (default: 0)")
     parser.add_argument("--out", type=Path, default="demo-output", help="for curve and logs (default: %(default)s)")
     parser.add_argument(
-        "--timeout", type=seconds(), default=180.0, help="seconds until it gives up (default: %(default)g)"
+        "--timeout", type=_timeout, default=180.0, help="seconds until it gives up (default: %(default)g)"
     )
     return parser
 
@@ -78,6 +78,16 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _timeout(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not number >= 0:
+        raise argparse.ArgumentTypeError(f"a number of seconds is needed, not {text!r}")
+    return number
+
+
 def _run(options: argparse.Namespace) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     run_id = options.run_id or f"demo-{secrets.token_hex(4)}"
@@ -86,10 +96,8 @@ def _run(options: argparse.Namespace) -> int:
         url = stack.enter_context(_bus(options.url))
         router = stack.enter_context(Router(url, run_id=run_id, node_id="demo", labels="observer"))
         if router.finished is not None:
-            where = "" if os.environ.get("TASKBUS_URL") else f" --url {hide_password(url)}"
-            raise ConfigError(
-                f"run {run_id!r} is finished already; take another name, or: taskbus reset {run_id}{where}"
-            )
+            again = router.config.reset_command
+            raise ConfigError(f"run {run_id!r} is finished already; take another name, or: {again}")
         board, display = Board(), open_display()
         display.say(f"run {run_id} on {hide_password(url)}")
         try:
