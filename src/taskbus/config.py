@@ -11,7 +11,16 @@ from typing import Any
 
 from taskbus.errors import ConfigError
 
-__all__ = ["RouterConfig", "check_count", "check_name", "check_reach", "check_timeout", "encodable", "hide_password", "split_labels"]
+__all__ = [
+    "RouterConfig",
+    "check_count",
+    "check_name",
+    "check_reach",
+    "check_timeout",
+    "encodable",
+    "hide_password",
+    "split_labels",
+]
 
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}\Z")
 _LABEL = re.compile(r"[A-Za-z0-9_.:@/=+-]{1,128}\Z")

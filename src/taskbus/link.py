@@ -7,6 +7,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
+from taskbus.config import check_reach
 from taskbus.dispatch import LOCAL_TIMEOUT, EventLoop
 from taskbus.errors import ConfigError, NotStarted
 from taskbus.globs import match_globs, parse_globs
@@ -63,6 +64,7 @@ class Standalone:
         only_to: Labels = None,
         transient: bool = False,
     ) -> None:
+        check_reach(only_remote, only_local)
         if not only_remote and match_labels(self.labels, only_to):
             self.loop.deliver(event, args, kwargs, LOCAL_TIMEOUT)
 

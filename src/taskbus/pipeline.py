@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from taskbus.errors import ConfigError
 from taskbus.mailbox import function_name
 from taskbus.pool import Latch
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     Half = Generator[Any, Any, Any]
     Lock = AbstractContextManager[Any]
 
-__all__ = ["Stack", "VoidMiddleware", "check_callable", "locked", "parallel", "serial", "wrap"]
+__all__ = ["Stack", "VoidMiddleware", "check_callable", "check_lock", "locked", "parallel", "serial", "wrap"]
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +118,12 @@ def check_callable(fn: object) -> None:
     """Refuse what cannot be middleware."""
     if not callable(fn):
         raise TypeError(f"middleware has to be callable with the context, got {fn!r}")
+
+
+def check_lock(lock: object) -> None:
+    """Refuse what is neither true or false nor a lock."""
+    if not isinstance(lock, bool | AbstractContextManager):
+        raise ConfigError(f"lock must be True, False or a lock of your own, not {lock!r}")
 
 
 def locked(fn: Middleware, lock: Lock) -> Middleware:

@@ -13,7 +13,7 @@ from taskbus.dispatch import on_delivery_thread
 from taskbus.errors import ConfigError
 from taskbus.link import NOT_STARTED
 from taskbus.mailbox import ErrorBox
-from taskbus.pipeline import Stack, VoidMiddleware, check_callable, locked, parallel, serial, wrap
+from taskbus.pipeline import Stack, VoidMiddleware, check_callable, check_lock, locked, parallel, serial, wrap
 from taskbus.pool import Latch, Pool
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ class Steps:
         """
         self._check_started()
         check_callable(fn)
+        check_lock(lock)
         if not isinstance(fn, VoidMiddleware):
             self._plan.append((fn, lock))
             self._middleware.append(self._compose(fn, lock))
@@ -141,6 +142,7 @@ class Steps:
         backward pass of the step.
         """
         check_callable(fn)
+        check_lock(lock)
         return wrap(lambda: self._stack, self._under(lock, fn))
 
     def serial(self, *fns: Middleware) -> Middleware:

@@ -71,7 +71,8 @@ class Task(Presence, Steps):
         """Begin a new life, with nothing of an earlier one.
 
         Args:
-            async_mode: Run the forward halves of a step side by side in a pool of threads, and so the backward halves.
+            async_mode: Run the forward halves of a step side by side in a pool of threads; the backward halves follow
+                there, one after another.
             n_async_workers: Threads of that pool.
             ctx: The context of the first step.
             labels: This task's own labels; copied.
@@ -202,8 +203,9 @@ class Task(Presence, Steps):
             raise
 
     def renew(self) -> Self:
-        """Replace ``ctx`` by the context of the next step."""
+        """Replace ``ctx`` by the context of the next step; middleware that did not come to its end is closed."""
         self._check_started()
+        self._stack.close()
         self.ctx = self.ctx.renew()
         return self
 

@@ -124,6 +124,23 @@ def test_an_idle_node_costs_at_most_one_command_a_second(redis_server: RedisServ
         task.stop()
 
 
+def test_channels_that_nobody_listens_to_are_left(join: Join) -> None:
+    router = join(heartbeat=0.05)
+    got = Collected()
+
+    def channels() -> int:
+        return len(router.life.calls.call(b"PUBSUB", b"CHANNELS", router.life.keys.channel("answer.*")))
+
+    for number in range(20):
+        router.on(f"answer.{number}", got)
+    assert channels() == 20
+    router.off("answer.*")
+    until(lambda: channels() == 0)
+    router.on("answer.3", got)
+    router.emit("answer.3", "again", transient=True)
+    until(lambda: got == ["again"])
+
+
 def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 

@@ -352,3 +352,22 @@ def test_parallel_within_async_mode_needs_no_free_worker() -> None:
         for _ in range(2):
             task.use(task.parallel(*[lambda ctx: meeting.wait(10)] * 3))
         task.run(3)
+
+
+def test_middleware_that_never_ends_is_closed_after_each_step() -> None:
+    open_now: list[int] = []
+
+    def endless(ctx: Context) -> Part:
+        open_now.append(1)
+        try:
+            while True:
+                yield
+        finally:
+            open_now.pop()
+
+    with Task().start() as task:
+        task.use(endless).use(lambda ctx: most.append(len(open_now)))
+        most: list[int] = []
+        task.run(5)
+    assert most == [1] * 5
+    assert not open_now

@@ -230,3 +230,23 @@ def test_labels_match_globs() -> None:
         assert task.match_labels(["cpu", "stand?lone"])
         assert not task.match_labels(["cpu", "GPU.*"])
         assert task.match_labels(None)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda task: task.use(print, lock="x"),
+        lambda task: task.use(print, lock=None),
+        lambda task: task.wrap(print, lock="x"),
+        lambda task: task.barrier("x", count="2"),
+        lambda task: task.barrier("x", count=0),
+        lambda task: task.wait_for_nodes(count=1.5),
+        lambda task: task.wait_for_nodes(timeout=None),
+        lambda task: task.wait_for("x", timeout="1"),
+        lambda task: task.wait_for("x", timeout=float("nan")),
+        lambda task: task.emit("x", only_remote=True, only_local=True),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_words(task: Task, call: Callable[[Task], Any]) -> None:
+    with pytest.raises(ConfigError, match="must be|reach nobody"):
+        call(task)

@@ -38,6 +38,8 @@ class Channels:
         self._wanted: set[str] = set()
         self._confirmed: set[str] = set()
         self._sent: set[str] = set()
+        self._idle: set[str] = set()
+        self._unwanted: set[str] = set()
         self._denied: BusDenied | None = None
         self._logged: type[BusError] | None = None
         self._logged_at = 0.0
@@ -81,9 +83,13 @@ class Channels:
                 )
 
     def keep(self, listened: Callable[[str], bool]) -> None:
-        """Forget the channels that nobody listens to; they are left at the next reconnect."""
+        """Forget the channels to which nobody listened at this look and at the one before; the thread leaves them."""
         with self._changed:
-            self._wanted = {event for event in self._wanted if listened(event)}
+            idle = {event for event in self._wanted if not listened(event)}
+            gone, self._idle = idle & self._idle & self._confirmed, idle
+            for known in (self._wanted, self._confirmed, self._sent):
+                known -= gone
+            self._unwanted |= gone
 
     def probe(self) -> bool:
         """Publish to this node's own channel, every other time; true when that was this beat's command."""
@@ -159,6 +165,7 @@ class Channels:
         self._wire.open()
         with self._changed:
             self._confirmed.clear()
+            self._unwanted.clear()
             self._sent = set(self._wanted)
             if not first:
                 self.gaps += 1
@@ -188,11 +195,14 @@ class Channels:
             return
         elif kind == b"message" and message[2].startswith(b"echo"):
             self.echo = message[2]
-        self._add_wanted()
+        self._change()
 
-    def _add_wanted(self) -> None:
+    def _change(self) -> None:
         with self._changed:
             new = self._wanted - self._sent
             self._sent |= new
+            old, self._unwanted = self._unwanted, set()
+        if old:  # first, for what is left may be wanted again
+            self._wire.send([pack(b"UNSUBSCRIBE", *(self._keys.channel(event) for event in sorted(old)))])
         if new:
             self._wire.send([pack(b"SUBSCRIBE", *(self._keys.channel(event) for event in sorted(new)))])
