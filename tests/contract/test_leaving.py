@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from taskbus.errors import ConfigError, NotStarted, RunFinished
+from taskbus.errors import BusUnavailable, ConfigError, NotStarted, RunFinished
+from taskbus.router import Router
 from taskbus.task import Role, Task
 from taskbus.testing import until
 from tests.contract.conftest import Collected, Join, StartTask
@@ -147,3 +149,14 @@ def test_what_is_emitted_while_the_router_stops_is_written_or_refused(join: Join
         assert a.stop() == 0
         emitting.result(10)
     until(lambda: got == emitted)
+
+
+def test_a_start_that_waits_for_redis_keeps_nobody_from_asking_to_leave() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as pool:
+        router = Router(f"redis://127.0.0.1:{silent.getsockname()[1]}", op_timeout=1.5)
+        starting = pool.submit(router.start)
+        with silent.accept()[0]:
+            assert router.request_leave() == 0
+            assert not starting.done()
+            with pytest.raises(BusUnavailable):
+                starting.result(10)

@@ -83,6 +83,16 @@ def wait_for_ever(directory: str) -> None:
         _note(directory, "left")
 
 
+def meet_for_ever(directory: str) -> None:
+    """A task at a barrier to which nobody else comes."""
+    with task.start():
+        _note(directory, f"pid {os.getpid()}")
+        try:
+            task.barrier("nobody", 9)
+        finally:
+            _note(directory, "left")
+
+
 def lose_the_place() -> None:
     life = Parallel().life
     life.calls.call(b"HSET", life.keys.node("7"), b"token", b"another's")

@@ -125,7 +125,7 @@ def _pids(directory: Path) -> list[int]:
     return [int(line.split()[1]) for lines in _notes(directory).values() for line in lines if line.startswith("pid")]
 
 
-@pytest.mark.parametrize("job", ["step_for_ever", "wait_for_ever"])
+@pytest.mark.parametrize("job", ["step_for_ever", "wait_for_ever", "meet_for_ever"])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_ends_everything_soon_without_tracebacks(tmp_path: Path, job: str, workers: int) -> None:
     process = _start(job, workers, tmp_path)
