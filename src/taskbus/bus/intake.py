@@ -150,4 +150,4 @@ class Intake:
         self._loop.offer(event, events, 0, len(data))
         for sink in sinks:
             if not sink.ready:
-                sink.offer(events, 0, len(data))
+                self.dropped += len(events) - sink.offer(events, 0, len(data))
