@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -133,7 +134,7 @@ def _rights(guest: Guest) -> Iterator[Finding]:
         if isinstance(answer, Exception):
             text = str(answer)
             if "NOPERM" in text or "no permissions" in text:
-                refused.setdefault(name, "keys" if "keys" in text else "channels" if "channel" in text else "")
+                refused.setdefault(name, _what_is_refused(text))
             elif "maxmemory" in text:
                 full = text
     if refused.pop("WAIT", None) is not None:
@@ -151,6 +152,13 @@ def _rights(guest: Guest) -> Iterator[Finding]:
     )
     grant = f"grant ~{guest.keys.prefix}* &{guest.keys.prefix}* and these"
     yield Finding("bad", "rights", f"this user may not: {what}; {grant}")
+
+
+def _what_is_refused(text: str) -> str:
+    """Redis and Valkey say it in other words; the name of a command may hold the word as well."""
+    if re.search(r"\bkeys?\b", text):
+        return "keys"
+    return "channels" if re.search(r"\bchannels?\b", text) else ""
 
 
 def _subscribe(guest: Guest, channel: str) -> object:
