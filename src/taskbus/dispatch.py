@@ -52,6 +52,8 @@ class EventLoop:
         self._errors = ErrorBox()
         self._closed = False
         self._table: dict[str, tuple[Sink, ...]] = {}  # read without a lock: tuples are replaced, never changed
+        self.listeners_attached = 0
+        """How many sinks call a function, or want their events at once for another reason than a wait."""
         self._lock = threading.Lock()
         self._quiet = threading.Condition(self._lock)
         self._busy: set[Listener] = set()
@@ -125,6 +127,7 @@ class EventLoop:
         with self._lock:
             if not self._closed:
                 self._table[sink.event] = (*self._table.get(sink.event, ()), sink)
+                self.listeners_attached += not isinstance(sink, Waiter | Trail)
                 return
         sink.close()
 
@@ -141,9 +144,12 @@ class EventLoop:
         """Take ``sink`` out of the table only."""
         with self._lock:
             sinks = self._table.get(sink.event, ())
-            if sinks == (sink,):
+            if sink not in sinks:
+                return
+            self.listeners_attached -= not isinstance(sink, Waiter | Trail)
+            if len(sinks) == 1:
                 del self._table[sink.event]
-            elif sink in sinks:
+            else:
                 self._table[sink.event] = tuple(other for other in sinks if other is not sink)
 
     def sinks(self, event: str) -> tuple[Sink, ...]:
@@ -298,6 +304,7 @@ class EventLoop:
             self._closed = True
             sinks = [sink for sinks in self._table.values() for sink in sinks]
             self._table.clear()
+            self.listeners_attached = 0
             idle, self._idle = self._idle, []
             threads = list(self._threads)
         with self._pending_lock:

@@ -16,7 +16,8 @@ from taskbus.types import NodeInfo
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from taskbus.types import FinishInfo, Labels, Link, Since, Sink
+    from taskbus.types import Event, FinishInfo, Labels, Link, Since, Sink
+    from taskbus.waiting import Waiter
 
 __all__ = ["NOT_STARTED", "UNSTARTED", "Standalone", "match_labels"]
 
@@ -75,6 +76,9 @@ class Standalone:
 
     def unsubscribe(self, sink: Sink) -> None:
         self.loop.detach(sink)
+
+    def attend(self, waiter: Waiter, deadline: float) -> Event | None:
+        return waiter.wait(deadline)
 
     def note_missed(self, event: str, count: int) -> None:
         """Nothing is kept, so nothing is trimmed."""

@@ -17,6 +17,7 @@ from taskbus.errors import ConfigError, NotStarted
 from taskbus.globs import match_globs, parse_globs
 from taskbus.meetings import Meetings
 from taskbus.types import Event, FinishInfo, Labels, NodeInfo, RouterStats, Since, Sink
+from taskbus.waiting import Waiter
 
 __all__ = ["Router", "activate", "active_router"]
 
@@ -282,6 +283,10 @@ class Router(Meetings):
         """Detach ``sink``."""
         if self._life is not None:
             self._life.unsubscribe(sink)
+
+    def attend(self, waiter: Waiter, deadline: float) -> Event | None:
+        """Block until ``waiter`` is resolved, or until ``deadline`` (monotonic)."""
+        return self.life.reader.attend(waiter, deadline)
 
     def note_missed(self, event: str, count: int) -> None:
         """Count and log events that were trimmed before this node came for them."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from taskbus.dispatch import EventLoop
+    from taskbus.waiting import Waiter
 
 __all__ = ["Event", "FinishInfo", "Labels", "Link", "NodeInfo", "Page", "Place", "RouterStats", "Since", "Sink"]
 
@@ -165,6 +166,9 @@ class Link(Protocol):
         """
 
     def unsubscribe(self, sink: Sink) -> None: ...
+
+    def attend(self, waiter: Waiter, deadline: float) -> Event | None:
+        """:meth:`Waiter.wait`; the bus may use the calling thread meanwhile."""
 
     def note_missed(self, event: str, count: int) -> None:
         """Count and log events that were trimmed before this node came for them."""

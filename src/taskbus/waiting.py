@@ -19,7 +19,7 @@ __all__ = ["Trail", "Waiter"]
 class Waiter:
     """Resolves at its first event, once, whoever comes first: an event, :meth:`cancel` or the timeout."""
 
-    __slots__ = ("_claim", "_event", "_reason", "_wake", "event", "place", "ready", "timed_out")
+    __slots__ = ("_claim", "_event", "_reason", "_wake", "alarm", "event", "place", "ready", "timed_out")
 
     def __init__(self, event: str) -> None:
         self.event = event
@@ -27,6 +27,8 @@ class Waiter:
         self.timed_out = False
         self.place: Place | None = None
         """Where the event stands in its stream; unknown for one that was emitted here."""
+        self.alarm: Callable[[], None] | None = None
+        """Called by the one who resolves, while the thread that waits does not look at this waiter but at a socket."""
         self._claim = threading.Lock()  # taken for ever by the one who resolves
         self._wake = threading.Lock()
         self._wake.acquire()
@@ -61,6 +63,8 @@ class Waiter:
         self._event = event
         self.place = place
         self._wake.release()
+        if self.alarm is not None:
+            self.alarm()
         return True
 
     def cancel(self, reason: BaseException | None = None) -> None:
@@ -68,12 +72,16 @@ class Waiter:
         if self._claim.acquire(blocking=False):
             self._reason = reason
             self._wake.release()
+            if self.alarm is not None:
+                self.alarm()
 
     def put(self, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float) -> None:
         # `resolve`, written out: a call less between the emitter and the one who waits for it.
         if self._claim.acquire(blocking=False):
             self._event = args, kwargs
             self._wake.release()
+            if self.alarm is not None:
+                self.alarm()
 
     def offer(self, events: Sequence[Event], start: int, nbytes: int) -> int:
         self.resolve(events[start], _place(events, start))

@@ -113,7 +113,7 @@ class Waits:
         self._subscribe(waiter, waiter, since, deadline)
         try:
             self._end_if_over(waiter)
-            return waiter.wait(deadline)
+            return self._link.attend(waiter, deadline)
         finally:
             self._link.unsubscribe(waiter)
 
@@ -136,7 +136,7 @@ class Waits:
                 return waiter.wait(deadline)
         try:
             self._end_if_over(waiter)  # after the look at what is kept: an event before the finish still counts
-            return waiter.wait(deadline)
+            return self._link.attend(waiter, deadline)
         finally:
             trail.leave(waiter)
 

@@ -32,18 +32,23 @@ class Bell:
             except BlockingIOError:
                 pass  # it rings already
 
-    def wait(self, also: int = -1) -> bool:
-        """Return when the bell rang, or when there is something to read on the descriptor ``also``: then true."""
+    def wait(self, also: int = -1, timeout: float | None = None) -> bool:
+        """Return when the bell rang, or when there is something to read on the descriptor ``also``: then true.
+
+        Or after ``timeout`` seconds.
+        """
         if also != self._also:
             self._poll = select.poll()
             self._poll.register(self._ears, select.POLLIN)
             if also >= 0:
                 self._poll.register(also, select.POLLIN)
             self._also = also
-        ready = [descriptor for descriptor, _ in self._poll.poll()]
-        if self._ears in ready:
+        ready = self._poll.poll(None if timeout is None else timeout * 1000)
+        if len(ready) == 1 and ready[0][0] == also:
+            return True
+        if ready:
             os.read(self._ears, 4096)
-        return also in ready
+        return len(ready) == 2
 
     def close(self) -> None:
         """Harmless when closed."""

@@ -41,6 +41,11 @@ class Goals:
         self._lock = threading.Lock()
         self._goals: list[_Goal] = []
 
+    @property
+    def are_open(self) -> bool:
+        """Whether there is one that has not been reached."""
+        return bool(self._goals)
+
     def add(self, callback: Callable[[], None]) -> None:
         with self._lock:
             self._goals.append(_Goal(callback))

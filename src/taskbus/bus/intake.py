@@ -126,6 +126,11 @@ class Intake:
     def is_pending(self, event: str) -> bool:
         return self._loop.pending(event)
 
+    @property
+    def has_listeners(self) -> bool:
+        """Whether anybody wants events as soon as they are there, and not only when somebody waits for them."""
+        return self._loop.listeners_attached > 0
+
     def is_listened(self, event: str) -> bool:
         return self._loop.listened(event)
 

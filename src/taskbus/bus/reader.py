@@ -13,20 +13,23 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from taskbus.bus.bell import Bell
 from taskbus.bus.cursor import Cursor, EntryId, format_id, parse_id
 from taskbus.bus.diagnose import wrong_keys
 from taskbus.bus.goals import Goals
 from taskbus.bus.streams import Laggard, Readers, Stream
 from taskbus.bus.taker import Taker
+from taskbus.bus.turn import Turn
 from taskbus.bus.wire import Backoff, Calls, Wire, pack
-from taskbus.errors import BusDenied, BusError, Fenced
+from taskbus.errors import BusDenied, BusError, BusUnavailable, Fenced
 
 if TYPE_CHECKING:
     from taskbus.bus.connect import Target
     from taskbus.bus.keys import Keys
     from taskbus.bus.taker import Admission
     from taskbus.config import RouterConfig
-    from taskbus.types import Sink
+    from taskbus.types import Event, Sink
+    from taskbus.waiting import Waiter
 
 __all__ = ["Reader"]
 
@@ -36,10 +39,14 @@ _COUNT = 64
 _LINGER = 30.0
 _NO_STREAM = -2
 _PAUSE_WHEN_DENIED = 5.0
+_PATIENCE = 0.005
+"""Seconds that a wait asks for the turn to read; the thread may be in the middle of something that takes longer."""
+
+Wanted = dict[bytes, tuple[Stream, Readers]]
 
 
 class Reader:
-    """Reads for one node; the only thread that blocks on streams."""
+    """Reads for one node. One thread at a time does: its own, or the one that waits for what comes (:meth:`attend`)."""
 
     def __init__(self, config: RouterConfig, target: Target, keys: Keys, calls: Calls, node: Admission) -> None:
         self._config = config
@@ -47,13 +54,23 @@ class Reader:
         self._calls = calls
         self._node = node
         self._where = target.where
-        self._wire = Wire(target, config.block + 1.2)
+        self._silence = config.block + 1.2
+        self._wire = Wire(target, self._silence)
+        self._turn = Turn()  # to use the wire
+        self._bell = Bell()
+        self._asked: Wanted | None = None  # the read that is in flight
+        self._asked_at = 0.0
+        self._reply: Any = None  # of a read, where it is for the thread to look into
+        self._mail: list[Any] = []  # entries of the inbox for the thread
+        self._fault: BaseException | None = None  # what went wrong on another thread
+        self._is_lent = False
+        self._waiters: set[Waiter] = set()
         self._stopping = threading.Event()
         self._blobs = Calls(target, timeout=config.op_timeout, deadline=config.op_timeout, stopping=self._stopping)
         self._lock = threading.Lock()
         self._streams: dict[str, Stream] = {}
         self._blocked = False
-        self._rewinds = 0
+        self._rewinds = self._rewinds_asked = 0
         self._inbox_wrong = False
         self._any_wrong = False
         self._next_prune = 0.0
@@ -68,12 +85,15 @@ class Reader:
 
     def start(self) -> None:
         """Begin to read; ``inbox`` and ``inbox_at`` must be known."""
+        self._bell.open()
         self._thread.start()
 
     def stop(self, deadline: float) -> None:
         """End the thread; it is waited for until ``deadline`` (monotonic)."""
         self._stopping.set()
         self._wire.abort()
+        self._ring()
+        self._turn.call()
         if self._wire.target.in_process:
             self.wake()  # there is no socket to cut
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
@@ -146,7 +166,10 @@ class Reader:
         """Have the blocked read begin anew with the subscriptions as they are now."""
         with self._lock:
             blocked, self._blocked = self._blocked, False
-        if not blocked or threading.current_thread() is self._thread:
+        if threading.current_thread() is self._thread:
+            return
+        self._turn.call()
+        if not blocked:
             return
         try:
             woken = self._calls.script("wake", (self.inbox,), (), timeout=min(1.0, timeout))
@@ -196,15 +219,101 @@ class Reader:
                 for stream in self._streams.values()
             )
 
+    # Reading on the thread that waits --------------------------------------------------------------------------------
+
+    def attend(self, waiter: Waiter, deadline: float) -> Event | None:
+        """:meth:`Waiter.wait`; if nobody else waits here, by reading what comes on the calling thread.
+
+        From the socket by way of the reader's thread it would be one change of threads more, which costs as much as
+        Redis takes for the event. What is more than handing over events is left to the reader's thread.
+        """
+        self._waiters.add(waiter)
+        try:
+            if not waiter.is_resolved and len(self._waiters) == 1 and self._borrow():
+                try:
+                    self._lead(waiter, deadline)
+                finally:
+                    self._give_back()
+        finally:
+            self._waiters.discard(waiter)
+        return waiter.wait(deadline)
+
+    def _borrow(self) -> bool:
+        if self._turn.borrow():
+            return True
+        if self._is_lent or self._wire.descriptor < 0:
+            return False
+        self._turn.is_wanted = True
+        self._ring()
+        return self._turn.borrow(_PATIENCE)
+
+    def _lead(self, waiter: Waiter, deadline: float) -> None:
+        self._is_lent = True
+        try:
+            while self._is_plain():
+                if self._asked is None:
+                    self._ask()
+                waiter.alarm = self._ring
+                if waiter.is_resolved:
+                    return
+                left = min(deadline, self._asked_at + self._silence) - time.monotonic()
+                is_news = left > 0 and self._bell.wait(self._wire.descriptor, left)
+                waiter.alarm = None
+                if is_news:
+                    self._take(deadline)
+                if waiter.is_resolved or time.monotonic() >= deadline:
+                    return
+                if left <= 0:
+                    raise self._silent()
+        except Exception as error:  # noqa: BLE001 the reader's thread raises it, and knows what to do
+            self._fault = error
+        except BaseException:
+            if self._asked is None:
+                log.error("reading was interrupted while it handed over events: one of them may not be delivered here")
+            self._fault = BusUnavailable("reading was interrupted", where=self._where)
+            raise
+        finally:
+            waiter.alarm = None
+
+    def _is_plain(self) -> bool:
+        """Whether there is nothing to do but to read and to hand over, on a socket that can be polled."""
+        return not (
+            self._fault is not None
+            or self._reply is not None
+            or self._mail
+            or self._any_wrong
+            or self._goals.are_open
+            or self.taker.gone_back
+            or self._stopping.is_set()
+            or self._wire.descriptor < 0
+        )
+
+    def _give_back(self) -> None:
+        self._is_lent = False
+        at_once = len(self._waiters) > 1 or self._node.has_listeners or not self._is_plain() or self._has_laggards()
+        self._turn.give_back(at_once=at_once)
+
+    def _has_laggards(self) -> bool:
+        return any(stream.laggards for stream in list(self._streams.values()))
+
+    def _ring(self) -> None:
+        with self._lock:
+            self._bell.ring()
+
     # The thread ------------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         backoff = Backoff()
         first = True
+        self._turn.take()
         while not self._stopping.is_set():
             pause = backoff.next()
             try:
+                fault, self._fault = self._fault, None
+                if fault is not None:
+                    raise fault
                 if not self._wire.is_open:
+                    self._forget_read()
                     self._wire.open()
                     if not first:
                         self._come_back()
@@ -229,6 +338,13 @@ class Reader:
             self._wire.close()
             self._stopping.wait(pause)
         self._wire.close()
+        with self._lock:
+            self._bell.close()
+
+    def _forget_read(self) -> None:
+        with self._lock:
+            self._asked = self._reply = None
+            self._blocked = False
 
     def _come_back(self) -> None:
         self.reconnects += 1
@@ -239,11 +355,34 @@ class Reader:
         log.warning("reading from Redis at %s again", self._where)
 
     def _read_once(self) -> None:
+        mail, self._mail = self._mail, []
+        self._take_inbox(mail)
+        if self.taker.gone_back:
+            self._explain_going_back()
         if self._any_wrong:
             self._look_for_wrong()
-        self._goals.look(self._wire, list(self._streams.values()))
-        self._goals.check()
-        wanted: dict[bytes, tuple[Stream, Readers]] = {}
+        if self._asked is None:
+            self._goals.look(self._wire, list(self._streams.values()))
+            self._goals.check()
+            self._ask()
+        if self._reply is None and self._wire.descriptor >= 0:
+            left = self._asked_at + self._silence - time.monotonic()
+            is_news = left > 0 and self._bell.wait(self._wire.descriptor, left)
+            if self._turn.is_wanted:
+                self._turn.lend()
+                return
+            if left <= 0:
+                raise self._silent()
+            if not is_news:
+                return
+        self._take()
+
+    def _silent(self) -> BusUnavailable:
+        return BusUnavailable(f"Redis at {self._where} cannot be reached: timed out", where=self._where)
+
+    def _ask(self) -> None:
+        """Send one blocking read for all streams that somebody has room for."""
+        wanted: Wanted = {}
         places: dict[bytes, bytes] = {}
         with self._lock:
             if time.monotonic() >= self._next_prune:
@@ -259,43 +398,60 @@ class Reader:
                     places[stream.key] = format_id(first)
             if not self._inbox_wrong:
                 places[self.inbox] = format_id(self.inbox_at)
-            rewinds = self._rewinds
             if self._stopping.is_set():
                 return  # whoever stops it may have found nothing yet to cut or to wake
+            self._rewinds_asked = self._rewinds
+            self._asked, self._asked_at = wanted, time.monotonic()
             self._blocked = True
-        pages = self._ask(places)
+        if not places:
+            self._stopping.wait(1.0)  # every key is wrong
+            self._forget_read()
+            return
+        block = int(self._config.block * 1000)
+        self._wire.send([pack(b"XREAD", b"COUNT", _COUNT, b"BLOCK", block, b"STREAMS", *places, *places.values())])
+
+    def _take(self, deadline: float | None = None) -> None:
+        """Hand over what a read has brought.
+
+        With a ``deadline`` (monotonic) on the thread of a wait: what is not for it is left to the reader's thread.
+        """
+        wanted = self._asked
+        if wanted is None:
+            return  # it is being stopped, or every key is wrong
+        reply, self._reply = self._reply, None
+        if reply is None:
+            reply = self._wire.read()
         with self._lock:
             self._blocked = False
         self.sign_of_life = time.monotonic()
-        if pages is None:
+        if isinstance(reply, Exception):
+            if deadline is not None:
+                self._reply = reply
+                return
+            self._asked = None
+            self._explain(reply, [*wanted, self.inbox])
             return
+        self._asked = None
+        pages = dict(reply or ())
         for key, (stream, readers) in wanted.items():
             entries = pages.get(key, ())
-            self.taker.take(stream, readers, entries)
+            self.taker.take(stream, readers, entries, deadline)
             if readers.laggards and len(entries) < _COUNT:
                 self._merge(stream, readers)
-        if self.taker.gone_back:
-            self._explain_going_back(rewinds)
-        self._goals.check()
-        self._take_inbox(pages.get(self.inbox, ()))
+        if deadline is None:
+            if self.taker.gone_back:
+                self._explain_going_back()
+            self._goals.check()
+        self._take_inbox(pages.get(self.inbox, ()), later=deadline is not None)
 
-    def _ask(self, places: dict[bytes, bytes]) -> dict[bytes, Any] | None:
-        """What came after those places; ``None`` when one of the keys turned out to hold no stream."""
-        if not places:
-            self._stopping.wait(1.0)  # every key is wrong
-            return None
-        block = int(self._config.block * 1000)
-        self._wire.send([pack(b"XREAD", b"COUNT", _COUNT, b"BLOCK", block, b"STREAMS", *places, *places.values())])
-        reply = self._wire.read()
-        if not isinstance(reply, Exception):
-            return dict(reply or ())
+    def _explain(self, reply: Exception, keys: Sequence[bytes]) -> None:
+        """A read was refused: raise what that means, unless it is a key that holds no stream, which is left out."""
         try:
-            self._wire.check(reply, b" ".join((b"XREAD", *places)).decode())
+            self._wire.check(reply, b" ".join((b"XREAD", *keys)).decode())
         except BusDenied as error:
             if not error.__dict__.get("wrong"):
                 raise
-        self._look_for_wrong(places)
-        return None
+        self._look_for_wrong(keys)
 
     def _look_for_wrong(self, places: Iterable[bytes] = ()) -> None:
         """Leave out the keys that hold no stream, and take in again those that were left out and hold one now."""
@@ -329,9 +485,12 @@ class Reader:
             elif now - stream.listened > _LINGER:
                 del self._streams[event]
 
-    def _take_inbox(self, entries: Sequence[Any]) -> None:
+    def _take_inbox(self, entries: Sequence[Any], *, later: bool = False) -> None:
         for entry_id, fields in entries:
-            self.inbox_at = parse_id(entry_id)
+            self.inbox_at = max(self.inbox_at, parse_id(entry_id))
+            if later:
+                self._mail.append((entry_id, fields))
+                continue
             self._node.on_inbox(dict(zip(fields[::2], fields[1::2], strict=False)))
 
     def _merge(self, stream: Stream, readers: Readers) -> None:
@@ -349,8 +508,9 @@ class Reader:
                     stream.shared = laggard.cursor
             stream.laggards = left
 
-    def _explain_going_back(self, rewinds: int) -> None:
+    def _explain_going_back(self) -> None:
         """A stream counts from an earlier number: Redis has lost its end, or all of it."""
+        rewinds = self._rewinds_asked
         self._node.recover()
         if self._rewinds == rewinds:  # it is the same run still, and nobody has reported this yet
             self._compare_tails(self.taker.gone_back)

@@ -47,6 +47,9 @@ class Admission(Protocol):
 
     def is_listened(self, event: str) -> bool: ...
 
+    @property
+    def has_listeners(self) -> bool: ...
+
 
 class Taker:
     """Hands the new events of a page to whoever wants them, and counts the rest."""
@@ -57,12 +60,22 @@ class Taker:
         self._blobs = blobs
         self._node = node
         self._warned: dict[str, float] = {}
+        self._deadline: float | None = None
         self.rejected: Counter[str] = Counter()
         self.delivered = self.missed = self.repeated = 0
         self.gone_back: list[str] = []
         """Which streams turned out to count from an earlier number, in words."""
 
-    def take(self, stream: Stream, readers: Readers, entries: Sequence[Any]) -> None:
+    def take(
+        self, stream: Stream, readers: Readers, entries: Sequence[Any], deadline: float | None = None
+    ) -> None:
+        """Hand over the entries of a page; what has to be fetched first comes until ``deadline`` or ``BusUnavailable``.
+
+        After an error the page is to be read again from where the cursors stand then.
+        """
+        if not entries:
+            return
+        self._deadline = deadline
         cursors = readers.cursors()
         for entry_id, fields in entries:
             at = parse_id(entry_id)
@@ -145,7 +158,8 @@ class Taker:
 
     def _fetch(self, blob: str) -> bytes | memoryview:
         try:
-            value = self._blobs.call(b"GET", self._keys.blob(blob))
+            timeout = None if self._deadline is None else max(0.01, min(1.0, self._deadline - time.monotonic()))
+            value = self._blobs.call(b"GET", self._keys.blob(blob), timeout=timeout)
         except BusDenied as error:
             raise DecodeError(f"the large payload cannot be read: {error}", reason="blob gone") from error
         if value is None:

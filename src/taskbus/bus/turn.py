@@ -1,0 +1,78 @@
+"""Who minds a wire: the thread that is there for it, or, because that is a hop less, whoever waits for what it brings."""
+
+from __future__ import annotations
+
+import threading
+from time import monotonic
+from typing import Final
+
+__all__ = ["GRACE", "Turn"]
+
+GRACE: Final = 0.02
+"""Seconds for which the thread leaves the wire alone when it was given back, since its last user tends to come again."""
+
+
+class Turn:
+    """Held by one thread at a time. Its owner lends it to who has asked for it, and takes it back after a while."""
+
+    def __init__(self) -> None:
+        self.is_wanted = False
+        """Somebody asks the owner for it."""
+        self._held = threading.Lock()
+        self._call = threading.Lock()
+        self._call.acquire()
+        self._is_lent = self._dozes = self._is_called = False
+        self._used = 0.0
+
+    # The owner
+
+    def take(self) -> None:
+        """Begin to hold it."""
+        self._held.acquire()
+
+    def lend(self) -> None:
+        """Let others hold it; returns, holding it again, once it is called for or has not been used for ``GRACE``."""
+        self.is_wanted = False
+        self._is_called, self._is_lent = False, True
+        self._used = monotonic()
+        self._held.release()
+        while True:
+            self._call.acquire(timeout=GRACE)
+            if not self._held.acquire(blocking=False):
+                self._dozes = True  # before looking once more: who gives back does it in the other order
+                if not self._held.acquire(blocking=False):
+                    self._call.acquire()
+                    self._dozes = False
+                    continue
+                self._dozes = False
+            if self._is_called or monotonic() - self._used >= GRACE:
+                self._is_lent = False
+                return
+            self._held.release()
+
+    def call(self) -> None:
+        """Have the owner take it back as soon as nobody else holds it."""
+        if self._is_lent:
+            self._is_called = True
+            self._wake()
+
+    def _wake(self) -> None:
+        try:
+            self._call.release()
+        except RuntimeError:
+            pass  # it is called already
+
+    # Others
+
+    def borrow(self, timeout: float = 0.0) -> bool:
+        """Hold it, if that can be within ``timeout`` seconds."""
+        return self._held.acquire(timeout=timeout) if timeout > 0 else self._held.acquire(blocking=False)
+
+    def give_back(self, *, at_once: bool) -> None:
+        """Hold it no more; the owner comes ``at_once``, or if nobody borrows it again soon."""
+        if at_once:
+            self._is_called = True
+        self._used = monotonic()
+        self._held.release()
+        if self._is_called or self._dozes:
+            self._wake()
