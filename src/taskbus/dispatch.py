@@ -6,6 +6,7 @@ import re
 import threading
 from collections import deque
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -28,9 +29,14 @@ IDLE_THREADS: Final = 32
 EVENT_NAME: Final = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
+@lru_cache(10_000)
+def _is_name(event: str) -> bool:
+    return EVENT_NAME.fullmatch(event) is not None
+
+
 def check_event(event: str) -> None:
     """Refuse what cannot be the name of an event, with a :class:`ConfigError` that quotes it."""
-    if not isinstance(event, str) or not EVENT_NAME.fullmatch(event):
+    if not isinstance(event, str) or len(event) > 128 or not _is_name(event):
         raise ConfigError(f"an event's name is 1 to 128 characters of A-Z a-z 0-9 _ . : -, got {event!r}", event=event)
 
 

@@ -197,12 +197,13 @@ class Trail:
     def offer(self, events: Sequence[Event], start: int, nbytes: int) -> int:
         share = nbytes // len(events)
         missed, taken = 0, len(events)
+        entry = getattr(events, "entry", None)
         with self._lock:
             for index in range(start, len(events)):
                 if not self.ready and self._is_full():
                     self._refused, taken = True, index
                     break
-                place = _place(events, index)
+                place = None if entry is None else (entry, index)
                 if place is not None and self._after is not None:
                     if place <= self._after:
                         continue

@@ -23,6 +23,7 @@ class Batch:
     """
 
     __slots__ = (
+        "answer",
         "asked",
         "blobs",
         "durable",
@@ -41,11 +42,17 @@ class Batch:
         self.number = last_number + bool(self.durable)
         self.is_packed = False
         self.is_sent = False
+        self.answer: Any = None  # of the append script, where somebody has read it for the writer's thread
         self.blobs: list[tuple[str, list[Part]]] = []
         self.streams: list[bytes] = []
-        self.values: list[Any] = []
+        self.values: list[bytes] = []
         self.transient: list[tuple[str, bytes]] = []
         self.asked: list[tuple[str, bytes]] = []
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the append script is all that was asked."""
+        return not self.asked and not self.blobs
 
     def parts(self, command: bytes) -> list[Part]:
         """What to send in the next attempt; ``command`` appends the durable frames."""
@@ -58,6 +65,10 @@ class Batch:
         return parts
 
 
+def _bulk(argument: bytes) -> bytes:
+    return b"$%d\r\n%b\r\n" % (len(argument), argument)
+
+
 class Packer:
     """Makes the frames and commands of one producer."""
 
@@ -66,6 +77,9 @@ class Packer:
         self._keys = keys
         self._producer = producer
         self._blobs = 0
+        self._event_at = len(keys.events(""))
+        self._node_id = ""
+        self._keys_of_node = self._constants = b""
         self._life = int(config.retention_seconds * 1000)
         self._run_ttl = int(config.run_ttl * 1000)
 
@@ -81,37 +95,41 @@ class Packer:
                 batch.transient.append((channel.decode(), packed))
                 continue
             stream = self._keys.events(item.event)
-            blob = ""
+            blob = b""
             if item.size > self._config.blob_threshold and item.count == 1:
                 blob, data = self._beside(item, stream, batch)
             else:
                 data = self._inline(item, stream)
             batch.streams.append(stream)
-            batch.values += (item.event, item.count, item.size, data, blob)
+            batch.values += (stream[self._event_at :], b"%d" % item.count, b"%d" % item.size, data, blob)
         batch.is_packed = True
 
     def command(self, how: bytes, script: bytes, batch: Batch, node_id: str) -> bytes:
         """The call of the append script for a packed batch."""
-        config, keys = self._config, self._keys
-        return pack(
-            how,
-            script,
-            3 + len(batch.streams),
-            keys.node(node_id),
-            keys.producer(self._producer),
-            keys.streams,
-            *batch.streams,
-            keys.prefix,
-            self._producer,
-            batch.number,
-            config.retention_events,
-            config.retention_bytes,
-            self._life,
-            self._run_ttl,
-            *batch.values,
+        if node_id != self._node_id:
+            self._fix_arguments(node_id)
+        streams, values = batch.streams, batch.values
+        return b"".join(
+            (
+                b"*%d\r\n" % (13 + 6 * len(streams)),
+                *map(_bulk, (how, script, b"%d" % (3 + len(streams)))),
+                self._keys_of_node,
+                *map(_bulk, streams),
+                self._constants,
+                *map(_bulk, (b"%d" % batch.number, *values)),
+            )
         )
 
-    def _beside(self, item: OpenFrame, stream: bytes, batch: Batch) -> tuple[str, bytes]:
+    def _fix_arguments(self, node_id: str) -> None:
+        """The arguments that are the same in every call, packed once: to pack all took a fifth of an emit."""
+        config, keys = self._config, self._keys
+        self._node_id = node_id
+        self._keys_of_node = b"".join(map(_bulk, (keys.node(node_id), keys.producer(self._producer), keys.streams)))
+        limits = (config.retention_events, config.retention_bytes, self._life, self._run_ttl)
+        constants = (keys.prefix.encode(), self._producer.encode(), *(b"%d" % limit for limit in limits))
+        self._constants = b"".join(map(_bulk, constants))
+
+    def _beside(self, item: OpenFrame, stream: bytes, batch: Batch) -> tuple[bytes, bytes]:
         self._blobs += 1
         blob = f"{self._producer}-{self._blobs}"
         data, chunks = frame.pack_blob(
@@ -126,7 +144,7 @@ class Packer:
         )
         key = self._keys.blob(blob)
         batch.blobs.append((key.decode(), pack_value((b"SET", key), chunks, (b"PX", b"%d" % self._life))))
-        return blob, data
+        return blob.encode(), data
 
     def _inline(self, item: OpenFrame, scope: bytes) -> bytes:
         return frame.pack(

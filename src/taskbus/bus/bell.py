@@ -15,14 +15,15 @@ class Bell:
     def __init__(self) -> None:
         self._ears = self._mouth = -1
         self._poll: Any = None
-        self._also = -1
+        self._also = -1  # what is polled beside the bell
 
     def open(self) -> None:
         """Begin to be heard."""
         self._ears, self._mouth = os.pipe()
         os.set_blocking(self._ears, False)
         os.set_blocking(self._mouth, False)
-        self._also = -2  # nothing is registered yet
+        self._poll, self._also = select.poll(), -1
+        self._poll.register(self._ears, select.POLLIN)
 
     def ring(self) -> None:
         """Wake who waits, or will; not at the same time as :meth:`close`."""
@@ -38,8 +39,8 @@ class Bell:
         Or after ``timeout`` seconds.
         """
         if also != self._also:
-            self._poll = select.poll()
-            self._poll.register(self._ears, select.POLLIN)
+            if self._also >= 0:
+                self._poll.unregister(self._also)
             if also >= 0:
                 self._poll.register(also, select.POLLIN)
             self._also = also

@@ -38,6 +38,7 @@ class Intake:
         self._registry = registry
         self._writer = writer
         self._loop = loop
+        self.offer, self.is_pending, self.is_listened = loop.offer, loop.pending, loop.listened
         self._lagging: dict[str, dict[Sink, int]] = {}
         writer.look = writer.look_for_all = loop.sinks
         self._matched: dict[tuple[str, ...], bool] = {}
@@ -120,19 +121,10 @@ class Intake:
 
     # Events ----------------------------------------------------------------------------------------------------------
 
-    def offer(self, event: str, events: Sequence[Event], start: int, nbytes: int) -> bool:
-        return self._loop.offer(event, events, start, nbytes)
-
-    def is_pending(self, event: str) -> bool:
-        return self._loop.pending(event)
-
     @property
     def has_listeners(self) -> bool:
         """Whether anybody wants events as soon as they are there, and not only when somebody waits for them."""
         return self._loop.listeners_attached > 0
-
-    def is_listened(self, event: str) -> bool:
-        return self._loop.listened(event)
 
     def take_transient(self, event: str, data: bytes) -> None:
         """One message of a channel; dropped and counted where a listener has no room."""

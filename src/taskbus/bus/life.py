@@ -16,7 +16,7 @@ from taskbus import codec
 from taskbus.bus.barriers import Barriers
 from taskbus.bus.channels import Channels
 from taskbus.bus.connect import Target
-from taskbus.bus.cursor import Cursor
+from taskbus.bus.cursor import Cursor, parse_id
 from taskbus.bus.diagnose import Diagnosis
 from taskbus.bus.finish import Finish
 from taskbus.bus.heart import Heart, SlowListeners
@@ -101,15 +101,13 @@ class Life:
             raise
         warn_of_eviction(self.calls, self.target)
         inbox = self.keys.inbox(self.registry.node_id)
-        ms, _, seq = self.registry.inbox_at.partition(b"-")
-        self.writer.node_id = self.registry.node_id
-        self.reader.inbox, self.reader.inbox_at = inbox, (int(ms), int(seq))
         self.channels.probe_channel = inbox
         self._connect_parts()
         if self.registry.finish is not None:
             self.finish.learn()
-        for part in (self.writer, self.reader, self.heart):
-            part.start()
+        self.writer.start(self.registry.node_id)
+        self.reader.start(inbox, parse_id(self.registry.inbox_at))
+        self.heart.start()
         atexit.register(self.stop, "exited")
         self.announce("taskbus.node_joined", labels=sorted(self.registry.labels))
 

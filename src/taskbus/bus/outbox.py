@@ -62,7 +62,8 @@ class Outbox:
         self._waiting = 0
         self._bell = Bell()
         self._closed = False
-        self._idle = False  # the thread waits for the bell
+        self._idle = False  # nothing is under way, and the thread waits for the bell
+        self._rests = False  # the thread does not look whether what is under way is answered
         self._stopping = threading.Event()
         self._frames: deque[OpenFrame] = deque()
         self._open: dict[str, OpenFrame] = {}
@@ -133,7 +134,7 @@ class Outbox:
             self.emitted = emitted + 1
             self.bytes_waiting += size
             send = None
-            if self._idle:
+            if self._idle or (self._rests and self._hear()):
                 self._idle = False
                 send = self._begin(size)
             sinks = None
@@ -147,6 +148,10 @@ class Outbox:
         """There is something to do; returns what the caller has to do for it once the lock is free."""
         self._bell.ring()
         return None
+
+    def _hear(self) -> bool:
+        """Whether what is under way is answered; if not, the thread looks after it from now on."""
+        return False
 
     def _too_large(self, event: str, size: int, transient: bool) -> EncodeError:
         limit = f"max_payload allows {self._config.max_payload}"
@@ -188,6 +193,8 @@ class Outbox:
         deadline = time.monotonic() + timeout
         with self._changed:
             target = self.emitted
+            if self._rests and self.acknowledged < target:
+                self._idle = self._hear()
             while self.acknowledged < target:
                 self._raise_what_stays()
                 missing = target - self.acknowledged
@@ -203,6 +210,8 @@ class Outbox:
     def flush(self, deadline: float) -> None:
         """Return when nothing waits any more, or it cannot be written, or at ``deadline`` (monotonic)."""
         with self._changed:
+            if self._rests and self.waiting:
+                self._idle = self._hear()
             while self.waiting and self.fatal is None and time.monotonic() < deadline:
                 self._waiting += 1
                 self._changed.wait(deadline - time.monotonic())
@@ -255,13 +264,13 @@ class Outbox:
         return batch
 
     def _settle(self, batch: Sequence[OpenFrame]) -> bool:
-        """The batch is acknowledged; true when Redis had refused before."""
-        with self._lock:
-            self.acknowledged += sum(item.count for item in batch)
-            self.bytes_waiting -= sum(item.size for item in batch)
-            refused, self._refusal = self._refusal is not None, None
-            if self._waiting:
-                self._changed.notify_all()
+        """The batch is acknowledged; true when Redis had refused before. The lock is held."""
+        for item in batch:
+            self.acknowledged += item.count
+            self.bytes_waiting -= item.size
+        refused, self._refusal = self._refusal is not None, None
+        if self._waiting:
+            self._changed.notify_all()
         return refused
 
     def _refuse(self, error: BusError) -> bool:

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taskbus.bus.bell import Bell
 from taskbus.bus.cursor import Cursor, EntryId, format_id, parse_id
@@ -20,7 +20,7 @@ from taskbus.bus.goals import Goals
 from taskbus.bus.streams import Laggard, Readers, Stream
 from taskbus.bus.taker import Taker
 from taskbus.bus.turn import Turn
-from taskbus.bus.wire import Backoff, Calls, Wire, pack
+from taskbus.bus.wire import NOTHING, Backoff, Calls, Wire, pack
 from taskbus.errors import BusDenied, BusError, BusUnavailable, Fenced
 
 if TYPE_CHECKING:
@@ -45,6 +45,14 @@ _PATIENCE = 0.005
 Wanted = dict[bytes, tuple[Stream, Readers]]
 
 
+class _Plan(NamedTuple):
+    """A read as it is asked for again and again: all of the command but the ids, and where those come from."""
+
+    head: bytes
+    cursors: tuple[Cursor, ...]
+    wanted: Wanted
+
+
 class Reader:
     """Reads for one node. One thread at a time does: its own, or the one that waits for what comes (:meth:`attend`)."""
 
@@ -58,6 +66,8 @@ class Reader:
         self._wire = Wire(target, self._silence)
         self._turn = Turn()  # to use the wire
         self._bell = Bell()
+        self._plan: _Plan | None = None  # None: to be made anew
+        self._inbox_cursor = Cursor((0, 0))
         self._asked: Wanted | None = None  # the read that is in flight
         self._asked_at = 0.0
         self._reply: Any = None  # of a read, where it is for the thread to look into
@@ -76,15 +86,15 @@ class Reader:
         self._next_prune = 0.0
         self._thread = threading.Thread(target=self._run, name="taskbus-reader", daemon=True)
         self.inbox = b""
-        self.inbox_at: EntryId = (0, 0)
         self._goals = Goals(keys)
         self.taker = Taker(config, keys, self._blobs, node)
         self.reconnects = self.lag = 0
         self.sign_of_life = time.monotonic()
         self.on_denied: Callable[[BusDenied], None] = lambda error: None
 
-    def start(self) -> None:
-        """Begin to read; ``inbox`` and ``inbox_at`` must be known."""
+    def start(self, inbox: bytes, at: EntryId) -> None:
+        """Begin to read; with ``inbox`` after the entry ``at``."""
+        self.inbox, self._inbox_cursor.at = inbox, at
         self._bell.open()
         self._thread.start()
 
@@ -145,6 +155,7 @@ class Reader:
             if stream is not None:
                 stream.laggards = [laggard for laggard in stream.laggards if laggard.sink is not sink]
                 stream.listened = time.monotonic()
+                self._plan = None
 
     def resume(self, event: str) -> None:
         """A sink of ``event`` has room again."""
@@ -159,13 +170,14 @@ class Reader:
         with self._lock:
             for stream in self._streams.values():
                 stream.rewind()
-            self.inbox_at = (0, 0)
+            self._inbox_cursor.at = (0, 0)
             self._rewinds += 1
+            self._plan = None
 
     def wake(self, timeout: float = 1.0) -> None:
         """Have the blocked read begin anew with the subscriptions as they are now."""
         with self._lock:
-            blocked, self._blocked = self._blocked, False
+            blocked, self._blocked, self._plan = self._blocked, False, None
         if threading.current_thread() is self._thread:
             return
         self._turn.call()
@@ -382,33 +394,43 @@ class Reader:
 
     def _ask(self) -> None:
         """Send one blocking read for all streams that somebody has room for."""
-        wanted: Wanted = {}
-        places: dict[bytes, bytes] = {}
         with self._lock:
             if time.monotonic() >= self._next_prune:
                 self._prune()
-            for stream in self._streams.values():
-                for laggard in stream.laggards:
-                    laggard.retry()
-                readers = stream.readers()
-                cursors = readers.cursors()
-                if cursors and not stream.wrong:
-                    wanted[stream.key] = stream, readers
-                    first = cursors[0].at if len(cursors) == 1 else min(cursor.at for cursor in cursors)
-                    places[stream.key] = format_id(first)
-            if not self._inbox_wrong:
-                places[self.inbox] = format_id(self.inbox_at)
+            if self._plan is None:
+                self._plan = self._make_plan()
+            plan = self._plan
             if self._stopping.is_set():
                 return  # whoever stops it may have found nothing yet to cut or to wake
             self._rewinds_asked = self._rewinds
-            self._asked, self._asked_at = wanted, time.monotonic()
+            self._asked, self._asked_at = plan.wanted, time.monotonic()
             self._blocked = True
-        if not places:
+        if not plan.cursors:
             self._stopping.wait(1.0)  # every key is wrong
             self._forget_read()
             return
+        ids = [b"%d-%d" % cursor.at for cursor in plan.cursors]
+        self._wire.send([plan.head + b"".join([b"$%d\r\n%b\r\n" % (len(at), at) for at in ids])])
+
+    def _make_plan(self) -> _Plan:
+        wanted: Wanted = {}
+        keys: list[bytes] = []
+        cursors: list[Cursor] = []
+        for stream in self._streams.values():
+            for laggard in stream.laggards:
+                laggard.retry()
+            readers = stream.readers()
+            own = readers.cursors()
+            if own and not stream.wrong:
+                wanted[stream.key] = stream, readers
+                keys.append(stream.key)
+                cursors.append(own[0] if len(own) == 1 else min(own, key=lambda cursor: cursor.at))
+        if not self._inbox_wrong:
+            keys.append(self.inbox)
+            cursors.append(self._inbox_cursor)
         block = int(self._config.block * 1000)
-        self._wire.send([pack(b"XREAD", b"COUNT", _COUNT, b"BLOCK", block, b"STREAMS", *places, *places.values())])
+        whole = pack(b"XREAD", b"COUNT", _COUNT, b"BLOCK", block, b"STREAMS", *keys, *[b"" for _ in keys])
+        return _Plan(whole[: len(whole) - len(keys) * len(b"$0\r\n\r\n")], tuple(cursors), wanted)
 
     def _take(self, deadline: float | None = None) -> None:
         """Hand over what a read has brought.
@@ -420,7 +442,9 @@ class Reader:
             return  # it is being stopped, or every key is wrong
         reply, self._reply = self._reply, None
         if reply is None:
-            reply = self._wire.read()
+            reply = self._wire.read() if deadline is None else self._wire.read_now()
+            if reply is NOTHING:
+                reply = self._wire.read()
         with self._lock:
             self._blocked = False
         self.sign_of_life = time.monotonic()
@@ -432,10 +456,13 @@ class Reader:
             self._explain(reply, [*wanted, self.inbox])
             return
         self._asked = None
-        pages = dict(reply or ())
+        pages: dict[bytes, Any] = dict(reply or ())
         for key, (stream, readers) in wanted.items():
             entries = pages.get(key, ())
-            self.taker.take(stream, readers, entries, deadline)
+            if entries:
+                self.taker.take(stream, readers, entries, deadline)
+            if stream.paused or readers.laggards:
+                self._plan = None
             if readers.laggards and len(entries) < _COUNT:
                 self._merge(stream, readers)
         if deadline is None:
@@ -460,6 +487,7 @@ class Reader:
         if not suspects:
             return
         wrong = wrong_keys(self._wire, dict.fromkeys(suspects, b"stream"))
+        self._plan = None
         self._any_wrong = bool(wrong)
         self._inbox_wrong = self.inbox in wrong
         for stream in list(self._streams.values()):
@@ -484,10 +512,11 @@ class Reader:
                 stream.listened = now
             elif now - stream.listened > _LINGER:
                 del self._streams[event]
+                self._plan = None
 
     def _take_inbox(self, entries: Sequence[Any], *, later: bool = False) -> None:
         for entry_id, fields in entries:
-            self.inbox_at = max(self.inbox_at, parse_id(entry_id))
+            self._inbox_cursor.at = max(self._inbox_cursor.at, parse_id(entry_id))
             if later:
                 self._mail.append((entry_id, fields))
                 continue
@@ -534,5 +563,6 @@ class Reader:
                 if 0 <= count < read or any((0, 0) != last < cursor.at for cursor in cursors):
                     lost.append(f"event {stream.event!r} ends at {count}, this node had read up to {read}")
                     stream.rewind(last)
+                    self._plan = None
         if lost:
             self._node.on_state_loss("; ".join(lost))

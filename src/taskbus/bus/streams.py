@@ -38,11 +38,12 @@ class Laggard:
 class Stream:
     """One subscribed event name."""
 
-    __slots__ = ("event", "key", "laggards", "listened", "paused", "shared", "wrong")
+    __slots__ = ("event", "key", "laggards", "listened", "paused", "scope", "shared", "wrong")
 
     def __init__(self, event: str, key: bytes) -> None:
         self.event = event
         self.key = key
+        self.scope = key.decode()
         self.shared: Cursor | None = None
         self.laggards: list[Laggard] = []
         self.paused = False

@@ -56,6 +56,7 @@ class Taker:
 
     def __init__(self, config: RouterConfig, keys: Keys, blobs: Calls, node: Admission) -> None:
         self._config = config
+        self._max_frame = config.max_frame
         self._keys = keys
         self._blobs = blobs
         self._node = node
@@ -73,8 +74,6 @@ class Taker:
 
         After an error the page is to be read again from where the cursors stand then.
         """
-        if not entries:
-            return
         self._deadline = deadline
         cursors = readers.cursors()
         for entry_id, fields in entries:
@@ -86,27 +85,31 @@ class Taker:
                 for cursor in cursors:
                     cursor.pass_rejected(at[1], error.__dict__.get("events"))
             for cursor in cursors:
-                cursor.at = max(cursor.at, at)
+                if cursor.at < at:
+                    cursor.at = at
 
     def _take_entry(self, stream: Stream, readers: Readers, at: EntryId, fields: list[bytes] | None) -> None:
         if not fields or len(fields) != 2 or fields[0] != b"f":
             raise DecodeError("not a frame", reason="foreign")
-        head = frame.unpack(
-            fields[1], max_size=self._config.max_frame, secret=self._config.secret, scope=stream.key.decode()
-        )
-        own = head.producer == self._node.producer
-        shared = readers.shared if readers.shared is not None and readers.shared.at < at else None
-        listens = shared is not None and not own and self._node.is_listened(stream.event)
-        laggards = [(laggard, cursor) for laggard, cursor in readers.laggards if cursor.at < at]
-        asking = [cursor for _, cursor in laggards] + ([shared] if listens and shared is not None else [])
-        new = [cursor for cursor in asking if cursor.is_new(head.producer, head.first, head.count)]
+        head = frame.unpack(fields[1], max_size=self._max_frame, secret=self._config.secret, scope=stream.scope)
+        shared = readers.shared
+        if shared is not None and shared.at >= at:
+            shared = None
+        listens = shared is not None and head.producer != self._node.producer and self._node.is_listened(stream.event)
+        laggards = [(one, cursor) for one, cursor in readers.laggards if cursor.at < at] if readers.laggards else ()
+        asks = listens and shared is not None and shared.is_new(head.producer, head.first, head.count)
+        for _, cursor in laggards:
+            asks = asks or cursor.is_new(head.producer, head.first, head.count)
         # Read before any cursor notes the frame: what cannot be fetched now is read again.
         refused: dict[int, DecodeError] = {}
-        page = self._page(stream, at, head, refused) if new and self._node.matches(head.only_to) else Page((), at)
+        page: Page | tuple[()] = ()
+        if asks and (not head.only_to or self._node.matches(head.only_to)):
+            page = self._page(stream, at, head, refused)
         nbytes = max(len(fields[1]), head.blob_size)
         if shared is not None:
             start = self._admit(stream, shared, at, head)
-            start -= sum(index < start for index in refused)
+            if refused:
+                start -= sum(index < start for index in refused)
             if listens and start < len(page):
                 self.delivered += len(page) - start
                 self._offer(stream, page, start, nbytes)
@@ -137,7 +140,8 @@ class Taker:
         missing = cursor.pass_over(at[1], head.count)
         start = cursor.first_new(head.producer, head.first, head.count)
         self.repeated += start
-        start = max(start, cursor.first_wanted(at, head.count))
+        if at[0] == cursor.after[0]:
+            start = max(start, cursor.first_wanted(at, head.count))
         if missing > 0:
             self.note_missed(stream.event, missing)
         elif missing < 0 and start < head.count:

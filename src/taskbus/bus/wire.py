@@ -6,6 +6,7 @@ of the client, which cost three times the round trip itself. Nothing here retrie
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
 import time
@@ -22,11 +23,12 @@ from taskbus.bus.room import make_room
 from taskbus.bus.scripts import load
 from taskbus.errors import BusDenied, BusError, BusUnavailable, ConfigError
 
-__all__ = ["Arg", "Backoff", "Calls", "Part", "Wire", "check_version", "pack", "pack_value"]
+__all__ = ["NOTHING", "Arg", "Backoff", "Calls", "Part", "Wire", "check_version", "pack", "pack_value"]
 
 _PIECE = 1 << 20
 _READ_SIZE = 1 << 16
-_MORE = object()
+NOTHING = object()
+"""What is read where no whole reply has come yet."""
 _BULK = ord("$")
 
 Arg = bytes | str | int | float
@@ -98,6 +100,8 @@ class Wire:
         self._moves = 0
         self._connection: Any = None
         self._socket: Any = None
+        self._is_plain = False  # no TLS, and nothing of a test's in between
+        self._descriptor = -1
         self._reader: Any = None
         self._buffer = bytearray(_READ_SIZE)
 
@@ -107,16 +111,9 @@ class Wire:
         return self._connection is not None and self._moves == self.target.moves
 
     @property
-    def plain_socket(self) -> socket.socket | None:
-        """The socket, if the connection is open and what goes over it needs no more than a socket (no TLS)."""
-        plain = self.is_open and type(self._socket) is socket.socket
-        return self._socket if plain else None
-
-    @property
     def descriptor(self) -> int:
-        """What to poll for news from the server; -1 where that says nothing."""
-        plain = self.plain_socket
-        return -1 if plain is None else plain.fileno()
+        """What to poll for news from the server: the plain socket, if the connection is open over one; else -1."""
+        return self._descriptor if self.is_open else -1
 
     def open(self) -> None:
         """Connect and log in; raises ``BusUnavailable`` or ``BusDenied``."""
@@ -133,10 +130,12 @@ class Wire:
             connection = self._wait_for_opening()
         sock = connection._sock
         if isinstance(sock, socket.socket):
-            sock.settimeout(self.timeout)
+            self._is_plain = type(sock) is socket.socket
+            sock.settimeout(0.0 if self._is_plain else self.timeout)
             self._socket = sock
+            self._descriptor = sock.fileno() if self._is_plain else -1
             self._reader = hiredis.Reader(
-                protocolError=driver.InvalidResponse, replyError=DefaultParser.parse_error, notEnoughData=_MORE
+                protocolError=driver.InvalidResponse, replyError=DefaultParser.parse_error, notEnoughData=NOTHING
             )
         self._connection = connection
 
@@ -157,24 +156,42 @@ class Wire:
         return opening.connection
 
     def send(self, parts: Iterable[Part]) -> None:
-        """Send packed commands; a large part goes in pieces, so that the timeout bounds the silence, not the size."""
+        """Send packed commands; the timeout bounds the silence, not the size."""
         try:
             if self._socket is None:
                 self._connection.send_packed_command(list(parts), check_health=False)
                 return
-            self._mind_deadline()
             for part in parts:
-                if len(part) <= _PIECE:
-                    self._socket.sendall(part)
-                else:
-                    view = memoryview(part).cast("B")
-                    for start in range(0, len(view), _PIECE):
-                        self._socket.sendall(view[start : start + _PIECE])
+                if not self._is_plain:
+                    self._send_by_pieces(part)
+                elif (sent := self._socket.send(part)) != len(part):
+                    self._send_rest(memoryview(part).cast("B")[sent:])
         except Exception as error:  # noqa: BLE001 the in-process server lets errors of all kinds through
             self._broken(error)
         except BaseException:
             self.close()  # half a command may be on its way: no reply can be trusted any more
             raise
+
+    def send_now(self, packed: bytes) -> bool:
+        """Send, if it can be done at once, and say whether it was; over a plain socket, on any thread."""
+        try:
+            return bool(self._socket.send(packed) == len(packed))
+        except (OSError, AttributeError):  # the end of the connection, which the owner finds out, or has closed
+            return False
+
+    def _send_rest(self, rest: memoryview) -> None:
+        while rest:
+            self._wait_for(select.POLLOUT)
+            try:
+                rest = rest[self._socket.send(rest) :]
+            except BlockingIOError:
+                pass  # it was not as much room as it takes
+
+    def _send_by_pieces(self, part: Part) -> None:
+        view = memoryview(part).cast("B")
+        for start in range(0, len(view), _PIECE):
+            self._mind_deadline()
+            self._socket.sendall(view[start : start + _PIECE])
 
     def read(self) -> Any:
         """The next reply; an error reply is returned, not raised, for it belongs to its command."""
@@ -182,7 +199,7 @@ class Wire:
             if self._reader is None:
                 return self._read_slowly()
             reply = self._reader.gets(False)
-            while reply is _MORE:
+            while reply is NOTHING:
                 count = self._receive(self._buffer)
                 if self._buffer[0] == _BULK and not self._reader.has_data():
                     value = self._read_large(count)
@@ -197,12 +214,36 @@ class Wire:
             raise
         return reply
 
+    def read_now(self) -> Any:
+        """The next reply if it is there already, an error reply returned as it is; else ``NOTHING``. Never blocks.
+
+        Over a plain socket; an end of the connection is left for :meth:`read` to find.
+        """
+        try:
+            count = self._socket.recv_into(self._buffer)
+        except OSError:
+            return NOTHING
+        if count:
+            self._reader.feed(self._buffer, 0, count)
+        return self._reader.gets(False)
+
     def _receive(self, room: bytearray | memoryview) -> int:
-        self._mind_deadline()
+        if self._is_plain:
+            self._wait_for(select.POLLIN)
+        else:
+            self._mind_deadline()
         count: int = self._socket.recv_into(room)
         if not count:
             raise driver.ConnectionError("the connection was closed")
         return count
+
+    def _wait_for(self, what: int) -> None:
+        """Until there is something to read on the socket, or room to write."""
+        left = self._patience()
+        poll = select.poll()
+        poll.register(self._socket, what)
+        if not poll.poll(None if left is None else 1000 * left):
+            raise driver.TimeoutError("timed out")
 
     def _read_large(self, count: int) -> memoryview | None:
         """The value of which the first ``count`` bytes are in the buffer, if that is but a part of one large value.
@@ -220,12 +261,17 @@ class Wire:
             have += self._receive(value[have:])
         return value[:-2].toreadonly()
 
+    def _patience(self) -> float | None:
+        if self.deadline is None:
+            return self.timeout
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise driver.TimeoutError("timed out")
+        return left if self.timeout is None else min(left, self.timeout)
+
     def _mind_deadline(self) -> None:
         if self.deadline is not None:
-            left = self.deadline - time.monotonic()
-            if left <= 0:
-                raise driver.TimeoutError("timed out")
-            self._socket.settimeout(left if self.timeout is None else min(left, self.timeout))
+            self._socket.settimeout(self._patience())
 
     def _read_slowly(self) -> Any:
         try:
@@ -278,6 +324,7 @@ class Wire:
     def close(self) -> None:
         """Close; harmless when closed."""
         connection, self._connection, self._socket, self._reader = self._connection, None, None, None
+        self._is_plain, self._descriptor = False, -1
         opening, self._opening = self._opening, None
         if opening is not None:
             opening.abandon()

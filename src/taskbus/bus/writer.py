@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from redis import exceptions as driver
@@ -19,12 +20,11 @@ from redis import exceptions as driver
 from taskbus.bus.batch import Batch, Packer
 from taskbus.bus.outbox import Outbox
 from taskbus.bus.scripts import load
-from taskbus.bus.wire import Backoff, Wire
+from taskbus.bus.turn import GRACE
+from taskbus.bus.wire import NOTHING, Backoff, Wire
 from taskbus.errors import BusDenied, BusError, BusUnavailable, Fenced, NotAcknowledged
 
 if TYPE_CHECKING:
-    import socket
-
     from taskbus.bus.connect import Target
     from taskbus.bus.keys import Keys
     from taskbus.config import RouterConfig
@@ -55,6 +55,7 @@ class Writer(Outbox):
         self._replicas = int(config.ack.partition(":")[2] or 0)
         self._batch = 0
         self._begun: Batch | None = None  # by an emit
+        self._has_begun = False  # since the thread last looked
         self._turn = threading.Lock()  # held by an emit while it sends
         self._epoch = b""
         self._history: deque[tuple[int, tuple[tuple[str, int, int], ...]]] = deque(maxlen=_HISTORY)
@@ -66,8 +67,9 @@ class Writer(Outbox):
         self.lost = self.reconnects = self.suppressed = 0
         self.sign_of_life = time.monotonic()
 
-    def start(self) -> None:
-        """Begin to write; ``node_id`` must be known."""
+    def start(self, node_id: str) -> None:
+        """Begin to write, for the node of that id."""
+        self.node_id = node_id
         self._epoch = self.epoch()
         self._bell.open()
         self._thread.start()
@@ -99,13 +101,19 @@ class Writer(Outbox):
         """What leaves together; waits for it, and is ``None`` when it is time to end."""
         while not self._stopping.is_set():
             with self._lock:
+                self._rests = False
                 batch, self._begun = self._begun, None
                 if batch is None and self._frames:
                     return self._new_batch()
                 if batch is None:
                     self._idle = True
+                    self._rests = self._has_begun
             if batch is not None:
                 return self._take_over(batch)
+            if self._rests:
+                self._has_begun = False
+                self._bell.wait(timeout=GRACE)
+                continue
             is_news = self._bell.wait(self._wire.descriptor)
             with self._lock:
                 if is_news and self._idle:
@@ -121,31 +129,47 @@ class Writer(Outbox):
     # another thread and back takes longer (30 us on one CPU) than Redis takes for the event.
 
     def _begin(self, size: int) -> Callable[[], None] | None:
-        connection = self._wire.plain_socket
-        if connection is None or size > _SENT_AT_ONCE or not self._turn.acquire(blocking=False):
+        if size > _SENT_AT_ONCE or self._wire.descriptor < 0 or not self._turn.acquire(blocking=False):
             return super()._begin(size)
         batch = self._begun = self._new_batch()
-        return lambda: self._send_at_once(batch, connection)
+        self._has_begun = True
+        return partial(self._send_begun, batch)
 
-    def _send_at_once(self, batch: Batch, connection: socket.socket) -> None:
-        """On the thread of an emit. The writer's thread waits for the answer; without one it begins anew."""
+    def _send_begun(self, batch: Batch) -> None:
+        """On the thread of an emit. The writer's thread begins anew where that fails."""
         try:
             self._packer.pack(batch)
-            connection.sendall(b"".join(batch.parts(self._command(b"EVALSHA", batch))))
-            batch.is_sent = True
-        except OSError:
-            pass  # the connection is over, which the next attempt will find out
+            batch.is_sent = self._wire.send_now(b"".join(batch.parts(self._command(b"EVALSHA", batch))))
         finally:
             self._turn.release()
             if not batch.is_sent:
                 with self._lock:
                     self._bell.ring()
 
+    # And the answer is read by the next emit, while emits come one by one: the thread rests, and looks after it only if
+    # that takes long, or more events come first.
+
+    def _hear(self) -> bool:
+        batch = self._begun
+        if batch is not None and batch.answer is None and batch.is_plain and not self._turn.locked() and batch.is_sent:
+            answer = self._wire.read_now()
+            if answer is not NOTHING:
+                batch.answer = answer
+                if type(answer) is list and answer == [b"OK", batch.number - 1] and not self._replicas:
+                    self._begun = None
+                    self._epoch = self.epoch()
+                    self._done(batch)
+                    return True
+        self._rests = False
+        self._bell.ring()
+        return False
+
     def _take_over(self, batch: Batch) -> Batch:
         if self._turn.acquire(timeout=self._wire.timeout or -1):
             self._turn.release()
         if not batch.is_sent:
             self._wire.close()  # half a command may be on its way
+            batch.answer = None
         return batch
 
     def _write(self, batch: Batch) -> None:
@@ -167,9 +191,13 @@ class Writer(Outbox):
                 self._wire.close()
             if self.fatal is not None or self._stopping.wait(pause):
                 return
+        with self._lock:
+            self._done(batch)
+
+    def _done(self, batch: Batch) -> None:
         self.sign_of_life = time.monotonic()
         if batch.durable:
-            self._history.append((batch.number, tuple((item.event, item.first, item.count) for item in batch.durable)))
+            self._history.append((batch.number, tuple([(item.event, item.first, item.count) for item in batch.durable])))
         if self._settle(batch.frames):
             log.warning("Redis at %s takes events again", self._where)
 
@@ -192,7 +220,9 @@ class Writer(Outbox):
         # All are read before one is checked: a reply that is left would be taken for the next command's.
         blobs = [(key, self._wire.read()) for key, _ in batch.blobs]
         published = [(channel, self._wire.read()) for channel, _ in batch.asked]
-        answer: Any = self._wire.read() if batch.durable else None
+        answer, batch.answer = batch.answer, None
+        if answer is None and batch.durable:
+            answer = self._wire.read()
         for channel, reply in published:
             self._check_published(channel, reply)
         for key, reply in blobs:
