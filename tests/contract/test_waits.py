@@ -106,7 +106,8 @@ def test_waiters_end_too_when_it_is_a_write_that_shows_that(start_task: StartTas
         until(lambda: a._link.loop.sinks("x"))
         life = a._link.life  # type: ignore[attr-defined]
         a.sync()  # nothing of before is a write, too
-        life.calls.call(b"HSET", life.keys.node("a"), b"token", b"another")
+        life.calls.call(b"HSET", life.keys.node("a"), b"token", b"another")  # as the claim of another life does
+        life.calls.call(b"DEL", life.keys.producer(life.producer))
         a.emit("y")
         with pytest.raises(Fenced, match="node id 'a'"):
             wait.result(2)

@@ -95,7 +95,8 @@ def meet_for_ever(directory: str) -> None:
 
 def lose_the_place() -> None:
     life = Parallel().life
-    life.calls.call(b"HSET", life.keys.node("7"), b"token", b"another's")
+    life.calls.call(b"HSET", life.keys.node("7"), b"token", b"another's")  # as the claim of another life does
+    life.calls.call(b"DEL", life.keys.producer(life.producer))
     with task.start():
         task.emit("refused")
         task.use(lambda ctx: until(lambda: life.writer.fatal)).run()

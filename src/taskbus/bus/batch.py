@@ -78,10 +78,11 @@ class Packer:
         self._producer = producer
         self._blobs = 0
         self._event_at = len(keys.events(""))
-        self._node_id = ""
-        self._keys_of_node = self._constants = b""
         self._life = int(config.retention_seconds * 1000)
-        self._run_ttl = int(config.run_ttl * 1000)
+        # What is the same in every call is packed once: to pack it all took a fifth of an emit.
+        self._keys_of_all = _bulk(keys.producer(producer)) + _bulk(keys.streams)
+        limits = (config.retention_events, config.retention_bytes, self._life, int(config.run_ttl * 1000), keys.prefix)
+        self._limits = _bulk(" ".join(map(str, limits)).encode())
 
     def pack(self, batch: Batch) -> None:
         """Make the frames of a batch, unless that was done already."""
@@ -104,30 +105,19 @@ class Packer:
             batch.values += (stream[self._event_at :], b"%d" % item.count, b"%d" % item.size, data, blob)
         batch.is_packed = True
 
-    def command(self, how: bytes, script: bytes, batch: Batch, node_id: str) -> bytes:
+    def command(self, how: bytes, script: bytes, batch: Batch) -> bytes:
         """The call of the append script for a packed batch."""
-        if node_id != self._node_id:
-            self._fix_arguments(node_id)
         streams, values = batch.streams, batch.values
         return b"".join(
             (
-                b"*%d\r\n" % (13 + 6 * len(streams)),
-                *map(_bulk, (how, script, b"%d" % (3 + len(streams)))),
-                self._keys_of_node,
+                b"*%d\r\n" % (7 + 6 * len(streams)),
+                *map(_bulk, (how, script, b"%d" % (2 + len(streams)))),
+                self._keys_of_all,
                 *map(_bulk, streams),
-                self._constants,
+                self._limits,
                 *map(_bulk, (b"%d" % batch.number, *values)),
             )
         )
-
-    def _fix_arguments(self, node_id: str) -> None:
-        """The arguments that are the same in every call, packed once: to pack all took a fifth of an emit."""
-        config, keys = self._config, self._keys
-        self._node_id = node_id
-        self._keys_of_node = b"".join(map(_bulk, (keys.node(node_id), keys.producer(self._producer), keys.streams)))
-        limits = (config.retention_events, config.retention_bytes, self._life, self._run_ttl)
-        constants = (keys.prefix.encode(), self._producer.encode(), *(b"%d" % limit for limit in limits))
-        self._constants = b"".join(map(_bulk, constants))
 
     def _beside(self, item: OpenFrame, stream: bytes, batch: Batch) -> tuple[bytes, bytes]:
         self._blobs += 1

@@ -127,14 +127,13 @@ class Guest:
         deadline = time.monotonic() + self.config.op_timeout
         self._stand()
         writer = Writer(self.config, self.target, self.keys, self._token, self._stand)
-        writer.node_id = self.name
-        writer.start()
+        writer.start(self.name)
         try:
             writer.append(event, encoded, only_to, transient)
             writer.sync(max(0.1, deadline - time.monotonic()))
         finally:
             writer.stop(time.monotonic())
-            self.calls.call(b"DEL", self.keys.node(self.name), self.keys.producer(self._token), timeout=1.0)
+            self.calls.call(b"DEL", self.keys.producer(self._token), timeout=1.0)
 
     def _stand(self) -> None:
-        self.calls.script("guest", (self.keys.node(self.name),), (self._token, int(self.config.lease * 1000)))
+        self.calls.script("guest", (self.keys.producer(self._token),), (int(self.config.lease * 1000),))

@@ -238,7 +238,7 @@ class Writer(Outbox):
 
     def _command(self, how: bytes, batch: Batch) -> bytes:
         script = self._script.sha if how == b"EVALSHA" else self._script.text
-        return self._packer.command(how, script, batch, self.node_id)
+        return self._packer.command(how, script, batch)
 
     def _check_published(self, channel: str, reply: Any) -> None:
         """Transient events never keep durable ones waiting: what is refused is reported, and gone."""
@@ -252,13 +252,8 @@ class Writer(Outbox):
 
     def _understand(self, answer: list[Any], batch: Batch) -> bool:
         word = answer[0]
-        if word == b"FENCED":
-            raise Fenced(
-                f"another process holds node id {self.node_id!r} now; this node may not write any more",
-                node=self.node_id,
-            )
         if word == b"FORGOTTEN":
-            self._on_forgotten()
+            self._on_forgotten()  # raises Fenced, where somebody else has taken the place
             return False
         if word == b"NOBLOB":
             raise BusUnavailable(f"Redis at {self._where} lost a large payload before its event was written")

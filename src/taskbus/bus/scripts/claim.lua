@@ -23,8 +23,8 @@ end
 local owner = redis.call('GET', node .. ':owner')
 if ARGV[11] == '1' and owner and owner ~= token then return {'TAKEN', '', '', '', 0} end
 -- All or nothing: a key of the wrong type would end this script in the middle.
-local inbox = node .. ':inbox'
-local kinds = {[KEYS[1]] = 'set', [KEYS[2]] = 'set', [KEYS[3]] = 'string', [KEYS[4]] = 'hash', [inbox] = 'stream'}
+local inbox, producer = node .. ':inbox', prefix .. 'producer:' .. token
+local kinds = {[KEYS[1]] = 'set', [KEYS[2]] = 'set', [KEYS[3]] = 'string', [KEYS[4]] = 'hash', [inbox] = 'stream', [producer] = 'hash'}
 for i = 12, #ARGV do kinds[prefix .. 'label:' .. ARGV[i]] = 'set' end
 for key, kind in pairs(kinds) do
   local held = redis.call('TYPE', key)
@@ -35,7 +35,10 @@ for key, kind in pairs(kinds) do
 end
 -- Each key gets its time to live right after it was written, so that none stays for ever where a right is missing.
 redis.call('PEXPIRE', KEYS[1], ttl)
+if owner and owner ~= token then redis.call('DEL', prefix .. 'producer:' .. owner) end  -- which fences it
 redis.call('SET', node .. ':owner', token, 'PX', ttl)
+redis.call('HSETNX', producer, 'batch', '-1')
+redis.call('PEXPIRE', producer, ttl)
 local time = redis.call('TIME')
 local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
 redis.call('SET', KEYS[3], ARGV[6] .. '@' .. now, 'NX', 'PX', ttl)  -- random, and when the run began

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Let somebody emit who is no node: a leased hash with a token, in no set, so that nobody is told of it.
--- KEYS: node hash. ARGV: token, lease in ms.
-redis.call('HSET', KEYS[1], 'token', ARGV[1])
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
+-- Let somebody emit who is no node: a producer in no set, so that nobody is told of it, for as long as it takes.
+-- KEYS: producer hash. ARGV: its time to live in ms.
+redis.call('HSETNX', KEYS[1], 'batch', '-1')
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
 return 1
