@@ -286,7 +286,7 @@ class Router(Meetings):
 
     def attend(self, waiter: Waiter, deadline: float) -> Event | None:
         """Block until ``waiter`` is resolved, or until ``deadline`` (monotonic)."""
-        return (self._life or self.life).reader.attend(waiter, deadline)
+        return (self._life or self.life).attend(waiter, deadline)
 
     def note_missed(self, event: str, count: int) -> None:
         """Count and log events that were trimmed before this node came for them."""

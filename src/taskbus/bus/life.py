@@ -34,7 +34,8 @@ from taskbus.types import NodeInfo, RouterStats
 if TYPE_CHECKING:
     from taskbus.config import RouterConfig
     from taskbus.dispatch import EventLoop
-    from taskbus.types import Sink
+    from taskbus.types import Event, Sink
+    from taskbus.waiting import Waiter
 
 __all__ = ["Life"]
 
@@ -345,6 +346,11 @@ class Life:
         except BaseException:
             self.unsubscribe(sink)
             raise
+
+    def attend(self, waiter: Waiter, deadline: float) -> Event | None:
+        """Block until ``waiter`` is resolved, or until ``deadline`` (monotonic); see :meth:`Reader.attend`."""
+        self.writer.pause()
+        return self.reader.attend(waiter, deadline)
 
     def unsubscribe(self, sink: Sink) -> None:
         """Detach ``sink``; its event is read on for a while, so that the next subscription costs nothing."""
