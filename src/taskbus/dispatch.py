@@ -57,7 +57,8 @@ class EventLoop:
         """Called, on any thread, with an event's name when a full sink has room again and nothing is pending for it."""
         self._errors = ErrorBox()
         self._closed = False
-        self._table: dict[str, tuple[Sink, ...]] = {}  # read without a lock: tuples are replaced, never changed
+        self.table: dict[str, tuple[Sink, ...]] = {}
+        """Who takes which event; to look at without a lock, for its tuples are replaced, never changed."""
         self.listeners_attached = 0
         """How many sinks call a function, or want their events at once for another reason than a wait."""
         self._lock = threading.Lock()
@@ -105,7 +106,7 @@ class EventLoop:
 
     def listened(self, event: str) -> bool:
         """Whether anybody listens to or waits for ``event``."""
-        return event in self._table
+        return event in self.table
 
     def stop(self) -> None:
         """Deliver what was emitted, within 2 s, then drop all listeners and end the threads; harmless when repeated."""
@@ -132,7 +133,7 @@ class EventLoop:
         """Put ``sink`` into the table: it takes part in what is delivered from now on."""
         with self._lock:
             if not self._closed:
-                self._table[sink.event] = (*self._table.get(sink.event, ()), sink)
+                self.table[sink.event] = (*self.table.get(sink.event, ()), sink)
                 self.listeners_attached += not isinstance(sink, Waiter | Trail)
                 return
         sink.close()
@@ -149,23 +150,23 @@ class EventLoop:
     def remove(self, sink: Sink) -> None:
         """Take ``sink`` out of the table only."""
         with self._lock:
-            sinks = self._table.get(sink.event, ())
+            sinks = self.table.get(sink.event, ())
             if sink not in sinks:
                 return
             self.listeners_attached -= not isinstance(sink, Waiter | Trail)
             if len(sinks) == 1:
-                del self._table[sink.event]
+                del self.table[sink.event]
             else:
-                self._table[sink.event] = tuple(other for other in sinks if other is not sink)
+                self.table[sink.event] = tuple(other for other in sinks if other is not sink)
 
     def sinks(self, event: str) -> tuple[Sink, ...]:
-        return self._table.get(event, ())
+        return self.table.get(event, ())
 
     def listeners(self, event: str, fn: Callable[..., Any] | None = None) -> list[Listener]:
         """The listeners of the events that match the shell-style glob ``event``; with ``fn`` those that call it."""
         return [
             sink
-            for name in list(self._table)
+            for name in list(self.table)
             if fnmatchcase(name, event)
             for sink in self.sinks(name)
             if isinstance(sink, Listener) and (fn is None or sink.fn == fn)
@@ -181,7 +182,7 @@ class EventLoop:
         """
         # The loop of `deliver_to` once more: a list and a call less are a fifth of what a local emit costs.
         full: BusUnavailable | None = None
-        for sink in self._table.get(event, ()):
+        for sink in self.table.get(event, ()):
             if sink.ready:
                 try:
                     sink.put(args, kwargs, 0.0 if full else timeout)
@@ -209,7 +210,7 @@ class EventLoop:
         """
         with self._pending_lock:
             waiting = self._pending.get(event)
-            for sink in self._table.get(event, ()):
+            for sink in self.table.get(event, ()):
                 if not sink.ready:
                     continue
                 if waiting is not None and sink in waiting:
@@ -299,7 +300,7 @@ class EventLoop:
 
     def cancel(self, reason: Callable[[], BaseException]) -> None:
         """End every wait that goes on, each with a ``reason()`` of its own; listeners stay."""
-        for sinks in list(self._table.values()):
+        for sinks in list(self.table.values()):
             for sink in sinks:
                 if isinstance(sink, Waiter | Trail):
                     sink.cancel(reason())
@@ -308,8 +309,8 @@ class EventLoop:
         """Close every sink and end the threads; those inside a call get ``timeout`` seconds, then end by themselves."""
         with self._lock:
             self._closed = True
-            sinks = [sink for sinks in self._table.values() for sink in sinks]
-            self._table.clear()
+            sinks = [sink for sinks in self.table.values() for sink in sinks]
+            self.table.clear()
             self.listeners_attached = 0
             idle, self._idle = self._idle, []
             threads = list(self._threads)

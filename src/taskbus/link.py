@@ -59,7 +59,6 @@ class Standalone:
         event: str,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        *,
         only_remote: bool = False,
         only_local: bool = False,
         only_to: Labels = None,

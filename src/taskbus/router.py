@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from taskbus.bus.life import Life
-from taskbus.config import RouterConfig, check_name, check_reach, encodable
+from taskbus.config import RouterConfig, check_name, encodable
 from taskbus.dispatch import ErrorBox, EventLoop, Listener, on_delivery_thread
 from taskbus.errors import ConfigError, NotStarted
 from taskbus.globs import match_globs, parse_globs
@@ -224,29 +224,24 @@ class Router(Meetings):
         **kwargs: Any,
     ) -> None:
         """Emit ``event`` to the listeners of this node and of the run; see ``Task.emit``."""
-        self.emit_event(
-            event, args, kwargs, only_remote=only_remote, only_local=only_local, only_to=only_to, transient=transient
-        )
+        if event not in self._names:
+            self._check_event(event)
+        self.emit_event(event, args, kwargs, only_remote, only_local, only_to, transient)
 
     def emit_event(
         self,
         event: str,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        *,
         only_remote: bool = False,
         only_local: bool = False,
         only_to: Labels = None,
         transient: bool = False,
     ) -> None:
-        """``emit`` with the arguments as a tuple and a dict, as a task has them."""
+        """``emit`` of a name that was checked, with the arguments as a tuple and a dict, as a task has them."""
         life = self._life
         if life is None or life.is_stopped:
             life = self.life  # says why that is refused
-        if event not in self._names:
-            self._check_event(event)
-        if only_local and only_remote:
-            check_reach(only_remote, only_local)
         globs = () if only_to is None else parse_globs(only_to) or ()
         if self.config.record:
             self.recorded.append((event, (args, kwargs)))

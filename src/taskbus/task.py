@@ -273,15 +273,7 @@ class Task(Presence, Steps):
         if only_local and only_to is None and not only_remote:
             self._link.loop.deliver(event, args, kwargs, LOCAL_TIMEOUT)
         else:
-            self._link.emit_event(
-                event,
-                args,
-                kwargs,
-                only_remote=only_remote,
-                only_local=only_local,
-                only_to=only_to,
-                transient=transient,
-            )
+            self._link.emit_event(event, args, kwargs, only_remote, only_local, only_to, transient)
 
     def _check_emitted(self, event: str) -> None:
         self._check_started()

@@ -149,7 +149,6 @@ class Link(Protocol):
         event: str,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        *,
         only_remote: bool = False,
         only_local: bool = False,
         only_to: Labels = None,

@@ -41,6 +41,7 @@ class Intake:
         self.offer, self.is_pending, self.is_listened = loop.offer, loop.pending, loop.listened
         self._lagging: dict[str, dict[Sink, int]] = {}
         writer.look = writer.look_for_all = loop.sinks
+        writer.listened = loop.table
         self._matched: dict[tuple[str, ...], bool] = {}
         self.delivered = 0
         self.dropped = 0

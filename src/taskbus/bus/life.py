@@ -28,6 +28,7 @@ from taskbus.bus.registry import Registry, finish_from
 from taskbus.bus.tally import tally
 from taskbus.bus.wire import Calls, check_version
 from taskbus.bus.writer import Writer
+from taskbus.config import check_reach
 from taskbus.errors import BusDenied, BusError, BusUnavailable, Fenced, NotStarted
 from taskbus.types import NodeInfo, RouterStats
 
@@ -313,6 +314,7 @@ class Life:
         here = not only_remote and (not only_to or self.intake.matches(only_to))
         sinks: Sequence[Sink] | None
         if only_local:
+            check_reach(only_remote, only_local)
             self.check_place()
             sinks = self.loop.sinks(event) if here else ()
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import TYPE_CHECKING
 
 from taskbus import frame
@@ -72,6 +72,8 @@ class Outbox:
         self.denied: BusDenied | None = None
         self.sequence: dict[str, int] = {}
         """How many events have a number, by event; those of transient events by a key of their own."""
+        self.listened: Container[str] = ()
+        """The events that somebody listens to here."""
         self.look: Callable[[str], Sequence[Sink]] = _nobody
         """Who takes an event of this node here; asked, and exchanged, under ``numbering``."""
         self.look_for_all: Callable[[str], Sequence[Sink]] = _nobody
@@ -115,13 +117,7 @@ class Outbox:
                 emitted = self.emitted
             number = self.sequence[key] = self.sequence.get(key, 0) + 1
             frame_of_now = self._open.get(key)
-            if (
-                frame_of_now is None
-                or frame_of_now.size >= _FRAME_TEXT
-                or frame_of_now.count >= self._most_in_frame
-                or size > self._blob_threshold
-                or frame_of_now.only_to != only_to
-            ):
+            if frame_of_now is None or size > self._blob_threshold or frame_of_now.only_to != only_to:
                 frame_of_now = self._open[key] = OpenFrame(event, key, number, only_to, transient)
                 self._frames.append(frame_of_now)
             whole = frame_of_now.text  # one buffer: each text by itself would pin the 4 kB that orjson allots to it
@@ -129,8 +125,10 @@ class Outbox:
             whole += b","
             if copies:
                 frame_of_now.buffers += copies
-            frame_of_now.count += 1
-            frame_of_now.size += size
+            frame_of_now.count = count = frame_of_now.count + 1
+            frame_of_now.size = whole_size = frame_of_now.size + size
+            if whole_size >= _FRAME_TEXT or count >= self._most_in_frame:
+                del self._open[key]
             self.emitted = emitted + 1
             self.bytes_waiting += size
             send = None
@@ -138,7 +136,7 @@ class Outbox:
                 self._idle = False
                 send = self._begin(size)
             sinks = None
-            if here:
+            if here and event in self.listened:
                 sinks = self.look_for_all(event) if transient else self.look(event)
         if send is not None:
             send()

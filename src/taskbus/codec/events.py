@@ -20,6 +20,7 @@ _SCALARS = frozenset({type(None), bool, int, float, str})
 _CONTAINERS = frozenset({list, dict})
 _OPTIONS = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 _all_scalars = _SCALARS.issuperset
+_all_dicts = frozenset({dict}).issuperset
 _inside = gc.get_referents
 _dumps = orjson.dumps
 _loads = orjson.loads
@@ -126,8 +127,8 @@ def decode(
         gc.disable()
     try:
         found = _loads(text)
-        if len(found) == 1 and type(found[0]) is dict and not buffers:
-            return [((), found[0])]
+        if not buffers and type(found) is list and _all_dicts(map(type, found)):
+            return [((), event) for event in found]
         events: list[Event] = []
         at = 0
         for event in found:
