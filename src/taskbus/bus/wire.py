@@ -6,11 +6,11 @@ of the client, which cost three times the round trip itself. Nothing here retrie
 
 from __future__ import annotations
 
-import select
 import socket
+import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import hiredis
@@ -26,6 +26,7 @@ from taskbus.errors import BusDenied, BusError, BusUnavailable, ConfigError
 __all__ = ["NOTHING", "Arg", "Backoff", "Calls", "Part", "Wire", "check_version", "pack", "pack_value"]
 
 _PIECE = 1 << 20
+_TOGETHER = 256  # parts; the system takes 1024
 _READ_SIZE = 1 << 16
 NOTHING = object()
 """What is read where no whole reply has come yet."""
@@ -131,8 +132,10 @@ class Wire:
         sock = connection._sock
         if isinstance(sock, socket.socket):
             self._is_plain = type(sock) is socket.socket
-            sock.settimeout(0.0 if self._is_plain else self.timeout)
             self._socket = sock
+            if self._is_plain:
+                sock.settimeout(None)
+            self._set_timeout(self.timeout)
             self._descriptor = sock.fileno() if self._is_plain else -1
             self._reader = hiredis.Reader(
                 protocolError=driver.InvalidResponse, replyError=DefaultParser.parse_error, notEnoughData=NOTHING
@@ -155,17 +158,19 @@ class Wire:
             raise explain(opening.error, self.target.where) from opening.error
         return opening.connection
 
-    def send(self, parts: Iterable[Part]) -> None:
+    def send(self, parts: Sequence[Part]) -> None:
         """Send packed commands; the timeout bounds the silence, not the size."""
         try:
             if self._socket is None:
                 self._connection.send_packed_command(list(parts), check_health=False)
                 return
-            for part in parts:
-                if not self._is_plain:
-                    self._send_by_pieces(part)
-                elif (sent := self._socket.send(part)) != len(part):
-                    self._send_rest(memoryview(part).cast("B")[sent:])
+            self._mind_deadline()
+            if not self._is_plain:
+                self._send_by_pieces(parts)
+            elif len(parts) == 1:
+                self._socket.sendall(parts[0])
+            else:
+                self._send_together(parts)
         except Exception as error:  # noqa: BLE001 the in-process server lets errors of all kinds through
             self._broken(error)
         except BaseException:
@@ -175,23 +180,25 @@ class Wire:
     def send_now(self, packed: bytes) -> bool:
         """Send, if it can be done at once, and say whether it was; over a plain socket, on any thread."""
         try:
-            return bool(self._socket.send(packed) == len(packed))
+            return bool(self._socket.send(packed, socket.MSG_DONTWAIT) == len(packed))
         except (OSError, AttributeError):  # the end of the connection, which the owner finds out, or has closed
             return False
 
-    def _send_rest(self, rest: memoryview) -> None:
-        while rest:
-            self._wait_for(select.POLLOUT)
-            try:
-                rest = rest[self._socket.send(rest) :]
-            except BlockingIOError:
-                pass  # it was not as much room as it takes
+    def _send_together(self, parts: Sequence[Part]) -> None:
+        for start in range(0, len(parts), _TOGETHER):
+            some = parts[start : start + _TOGETHER]
+            sent = self._socket.sendmsg(some)
+            for part in some:
+                if sent < len(part):
+                    self._socket.sendall(memoryview(part)[sent:])
+                sent = max(0, sent - len(part))
 
-    def _send_by_pieces(self, part: Part) -> None:
-        view = memoryview(part).cast("B")
-        for start in range(0, len(view), _PIECE):
-            self._mind_deadline()
-            self._socket.sendall(view[start : start + _PIECE])
+    def _send_by_pieces(self, parts: Sequence[Part]) -> None:
+        for part in parts:
+            view = memoryview(part)
+            for start in range(0, len(view), _PIECE):
+                self._mind_deadline()
+                self._socket.sendall(view[start : start + _PIECE])
 
     def read(self) -> Any:
         """The next reply; an error reply is returned, not raised, for it belongs to its command."""
@@ -220,30 +227,19 @@ class Wire:
         Over a plain socket; an end of the connection is left for :meth:`read` to find.
         """
         try:
-            count = self._socket.recv_into(self._buffer)
+            count = self._socket.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
         except OSError:
             return NOTHING
         if count:
             self._reader.feed(self._buffer, 0, count)
         return self._reader.gets(False)
 
-    def _receive(self, room: bytearray | memoryview) -> int:
-        if self._is_plain:
-            self._wait_for(select.POLLIN)
-        else:
-            self._mind_deadline()
-        count: int = self._socket.recv_into(room)
+    def _receive(self, room: bytearray | memoryview, flags: int = 0) -> int:
+        self._mind_deadline()
+        count: int = self._socket.recv_into(room, 0, flags)
         if not count:
             raise driver.ConnectionError("the connection was closed")
         return count
-
-    def _wait_for(self, what: int) -> None:
-        """Until there is something to read on the socket, or room to write."""
-        left = self._patience()
-        poll = select.poll()
-        poll.register(self._socket, what)
-        if not poll.poll(None if left is None else 1000 * left):
-            raise driver.TimeoutError("timed out")
 
     def _read_large(self, count: int) -> memoryview | None:
         """The value of which the first ``count`` bytes are in the buffer, if that is but a part of one large value.
@@ -257,21 +253,26 @@ class Wire:
         value = make_room(size + 2)
         have = count - start
         value[:have] = memoryview(self._buffer)[start:count]
+        flags = socket.MSG_WAITALL if self._is_plain else 0
         while have < len(value):
-            have += self._receive(value[have:])
+            have += self._receive(value[have:], flags)
         return value[:-2].toreadonly()
-
-    def _patience(self) -> float | None:
-        if self.deadline is None:
-            return self.timeout
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            raise driver.TimeoutError("timed out")
-        return left if self.timeout is None else min(left, self.timeout)
 
     def _mind_deadline(self) -> None:
         if self.deadline is not None:
-            self._socket.settimeout(self._patience())
+            left = self.deadline - time.monotonic()
+            if left <= 0:
+                raise driver.TimeoutError("timed out")
+            self._set_timeout(left if self.timeout is None else min(left, self.timeout))
+
+    def _set_timeout(self, seconds: float | None) -> None:
+        """A plain socket blocks, and the system watches the time: Python would ask it before each call with a poll."""
+        if not self._is_plain:
+            self._socket.settimeout(seconds)
+            return
+        limit = struct.pack("ll", *divmod(0 if seconds is None else max(1, int(seconds * 1_000_000)), 1_000_000))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
     def _read_slowly(self) -> Any:
         try:
@@ -336,6 +337,8 @@ class Wire:
 
     def _broken(self, error: Exception) -> None:
         self.close()
+        if isinstance(error, BlockingIOError):
+            error = driver.TimeoutError("timed out")
         raise explain(error, self.target.where) from error
 
 
