@@ -75,16 +75,16 @@ Run = Callable[[], Any]
 
 def codec(case: Case) -> tuple[Run, Run]:
     encoded = [encode((), case.kwargs) for _ in range(case.batch)]
-    text = b"[" + b",".join(each.text for each in encoded) + b"]"
-    buffers = [buffer.toreadonly() for each in encoded for buffer in each.buffers]
+    text = b"[" + b",".join(text for text, _ in encoded) + b"]"
+    buffers = [buffer.toreadonly() for _, own in encoded for buffer in own]
     return repeated(lambda: encode((), case.kwargs), case.batch), lambda: decode(text, buffers)
 
 
 def bus(case: Case) -> tuple[Run, Run]:
     def send() -> tuple[bytes, bytes | None]:
         encoded = [encode((), case.kwargs) for _ in range(case.batch)]
-        text = b"[" + b",".join([each.text for each in encoded]) + b"]"
-        buffers = [buffer for each in encoded for buffer in each.buffers]
+        text = b"[" + b",".join([text for text, _ in encoded]) + b"]"
+        buffers = [buffer for _, own in encoded for buffer in own]
         if frame.body_size(text, buffers) <= BLOB_THRESHOLD:
             return frame.pack("0123456789abcdef", 1, case.batch, text, buffers), None
         data, chunks = frame.pack_blob("0123456789abcdef", 1, text, buffers, blob="0123456789abcdef-1")

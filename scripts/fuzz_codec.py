@@ -72,10 +72,10 @@ def sealed(data: bytes) -> bytes:
     """``data`` with the checksums of header and body made right, as far as there is a header."""
     if len(data) < 64:
         return data
-    end = 46 + data[6] + data[7] + int.from_bytes(data[8:10], "little") + (64 if data[5] & 1 else 0)
-    start = end + 4 + -(end + 4) % 16
-    data = data[:42] + struct.pack("<I", crc32(data[start:])) + data[46:]
-    return data[:end] + struct.pack("<I", crc32(data[:end])) + data[end + 4 :]
+    start = 50 + data[10] + data[11] + int.from_bytes(data[12:14], "little")
+    start += -start % 16 + (64 if data[9] & 1 else 0)
+    data = data[:46] + struct.pack("<I", crc32(data[start:])) + data[50:]
+    return data[:5] + struct.pack("<I", crc32(data[9:start])) + data[9:]
 
 
 def seeds() -> Iterator[bytes]:

@@ -2,10 +2,10 @@
 
 ::
 
-    header   magic · version · flags · lengths · count · first · CRC of the body   (fixed)
-             producer · blob id · label globs of only_to                           (as long as they are)
-             SHA-256 of the body · HMAC-SHA256 of the header so far                (signed frames)
-             CRC of the header so far · zeros up to a multiple of 16
+    header   magic · version · CRC of all that follows in the header
+             flags · lengths · count · first · CRC of the body
+             producer · blob id · label globs of only_to · zeros up to a multiple of 16
+             SHA-256 of the body · HMAC-SHA256 of the header so far, but for its CRC    (signed frames)
     body     lengths of the buffers · text · the buffers, each at a multiple of 16
 
 The body follows the header, or is a value of its own (a blob) that the header names. Integers are little-endian. What
@@ -36,9 +36,13 @@ _MAGIC = b"\xf5tbf"
 _SIGNED, _BESIDE = 1, 2
 _ALIGN = 16
 _DIGEST = 32
-# magic, version, flags, producer, blob id, only_to, count, buffers, text, body, first, CRC of the body
-_FIXED = Struct("<4sBBBBHIIQQQI")
-_CRC = Struct("<I")
+# magic, version, CRC of the rest
+_START = Struct("<4sBI")
+# flags, producer, blob id, only_to, count, buffers, text, body, first, CRC of the body
+_REST = Struct("<BBBHIIQQQI")
+_FIXED = Struct(_START.format + _REST.format[1:])
+_CHECKED, _NAMED = _START.size, _FIXED.size
+_ZEROS = tuple(bytes(count) for count in range(_ALIGN))
 _MAX_NAME, _MAX_BLOB, _MAX_GLOBS = 64, 0xFF, 0xFFFF
 
 _Bytes = bytes | bytearray | memoryview
@@ -57,14 +61,17 @@ class Frame:
     first: int
     count: int
     only_to: tuple[str, ...]
-    body: memoryview
+    body: bytes | memoryview
     blob: str | None
     blob_size: int
     text_size: int
     buffers: int
     crc: int
-    digest: bytes
-    signed: bool
+    digest: bytes | None
+
+    @property
+    def signed(self) -> bool:
+        return self.digest is not None
 
 
 def body_size(text: _Bytes, buffers: Sequence[memoryview]) -> int:
@@ -90,8 +97,9 @@ def pack(
 
     ``scope`` is where the frame belongs (its stream's key): it does not travel, but the signature covers it.
     """
-    body = _Body(text, buffers, beside=False)
-    return b"".join((_header(producer, first, count, body, "", only_to, secret, scope), *body.parts))
+    parts = _body(text, buffers)
+    header = _header(producer, first, count, text, buffers, parts, "", only_to, secret, scope)
+    return b"".join((header, *parts))
 
 
 def pack_blob(
@@ -107,8 +115,8 @@ def pack_blob(
     scope: str = "",
 ) -> tuple[bytes, list[_Bytes]]:
     """A frame that names ``blob``, and the chunks of that value, in which no buffer was copied."""
-    body = _Body(text, buffers, beside=True)
-    return _header(producer, first, count, body, blob, only_to, secret, scope), body.parts
+    parts = _body(text, buffers)
+    return _header(producer, first, count, text, buffers, parts, blob, only_to, secret, scope), parts
 
 
 def unpack(data: bytes | memoryview, *, max_size: int, secret: bytes | None = None, scope: str = "") -> Frame:
@@ -120,38 +128,42 @@ def unpack(data: bytes | memoryview, *, max_size: int, secret: bytes | None = No
         DecodeError: With ``reason`` ``"foreign"``, ``"version"``, ``"truncated"``, ``"oversized"`` (more than
             ``max_size`` bytes, in the frame or its body), ``"checksum"``, ``"signature"`` or ``"malformed"``.
     """
-    _check_start(data, max_size)
-    _, _, flags, names, ids, globs, count, buffers, text_size, size, first, crc = _FIXED.unpack_from(data)
-    named = _FIXED.size + names
-    listed = named + ids
-    signed = listed + globs
-    end = signed + (2 * _DIGEST if flags & _SIGNED else 0)
-    start = _aligned(end + _CRC.size)
-    if len(data) < start:
-        raise _truncated()
-    if _CRC.unpack_from(data, end)[0] != crc32(data[:end]):
-        raise DecodeError("the header of a frame does not match its checksum", reason="checksum")
-    if secret is not None:
-        _verify(data, flags, signed, secret, scope)
-    _check_size(len(data) - start, size, flags, max_size)
-    if flags & ~(_SIGNED | _BESIDE) or bool(flags & _BESIDE) != bool(ids) or any(data[end + _CRC.size : start]):
-        raise _malformed("flags that do not fit together")
-    if first < 1 or not 0 < 3 * count <= text_size or 8 * buffers + text_size > size:
-        raise _malformed("numbers that cannot be")
-    return Frame(
-        producer=_ascii(data[_FIXED.size : named], _MAX_NAME),
-        first=first,
-        count=count,
-        only_to=_read_globs(data[listed:signed]) if globs else (),
-        body=memoryview(data)[start:].toreadonly(),
-        blob=_ascii(data[named:listed], _MAX_BLOB) if ids else None,
-        blob_size=size if ids else 0,
-        text_size=text_size,
-        buffers=buffers,
-        crc=crc,
-        digest=bytes(data[signed : signed + _DIGEST]) if secret is not None else b"",
-        signed=secret is not None,
+    found = len(data)
+    if not _NAMED <= found <= max_size:
+        raise _misfit(data, max_size)
+    # One call for all that is fixed, and no other where none is needed: this is on the way of every wake-up.
+    magic, version, check, flags, names, ids, globs, count, buffers, text_size, size, first, crc = _FIXED.unpack_from(
+        data
     )
+    if magic != _MAGIC or version != VERSION:
+        raise _misfit(data, max_size)
+    named = _NAMED + names
+    listed = named + ids
+    end = listed + globs
+    zeros = _ZEROS[-end % _ALIGN]
+    start = signed = end + len(zeros)
+    if flags & _SIGNED:
+        start += 2 * _DIGEST
+    if found < start:
+        raise _truncated()
+    if check != crc32(data[_CHECKED:start]):
+        raise DecodeError("the header of a frame does not match its checksum", reason="checksum")
+    digest = _verify(data, flags, start, secret, scope) if secret is not None else None
+    if size > max_size or found - start != (0 if flags & _BESIDE else size):
+        raise _wrong_size(found - start, size, flags, max_size)
+    if flags & ~(_SIGNED | _BESIDE) or (not flags & _BESIDE) != (not ids) or data[end:signed] != zeros:
+        raise _malformed("flags that do not fit together")
+    if first < 1 or not 0 < 3 * count <= text_size or 8 * buffers + text_size > size or not 0 < names <= _MAX_NAME:
+        raise _malformed("numbers that cannot be")
+    try:
+        producer = str(data[_NAMED:named], "ascii")
+        blob = str(data[named:listed], "ascii") if ids else None
+    except UnicodeDecodeError:
+        raise _malformed("a name that is not ASCII") from None
+    only_to = _read_globs(data[listed:end]) if globs else ()
+    # A text alone is copied sooner than a view on it is made.
+    body = memoryview(data)[start:] if buffers else data[start:]
+    return Frame(producer, first, count, only_to, body, blob, size if ids else 0, text_size, buffers, crc, digest)
 
 
 def events(
@@ -172,22 +184,27 @@ def events(
         DecodeError: With ``reason`` ``"truncated"``, ``"oversized"``, ``"checksum"``, ``"signature"``, ``"malformed"``,
             ``"unknown type"`` or ``"pickle"``.
     """
-    if secret is not None and not frame.signed:
+    digest = frame.digest
+    if secret is not None and digest is None:
         raise DecodeError("a frame without a checked signature", reason="signature")
     body = frame.body
     if frame.blob is not None:
-        body = memoryview(blob if blob is not None else b"").toreadonly()
-        if body.nbytes != frame.blob_size:
-            reason = "truncated" if body.nbytes < frame.blob_size else "oversized"
-            raise DecodeError(f"a blob of {body.nbytes} bytes instead of {frame.blob_size}", reason=reason)
+        body = blob if blob is not None else b""
+        if len(body) != frame.blob_size:
+            reason = "truncated" if len(body) < frame.blob_size else "oversized"
+            raise DecodeError(f"a blob of {len(body)} bytes instead of {frame.blob_size}", reason=reason)
     table = 8 * frame.buffers
-    head = body[: table + frame.text_size]
-    if crc32(body if frame.blob is None else head) != frame.crc:
+    end = table + frame.text_size
+    if crc32(body if frame.blob is None else body[:end]) != frame.crc:
         raise DecodeError("the body of a frame does not match its checksum", reason="checksum")
-    if frame.signed and not hmac.compare_digest(hashlib.sha256(body).digest(), frame.digest):
+    if digest is not None and not hmac.compare_digest(hashlib.sha256(body).digest(), digest):
         raise DecodeError("the body of a frame does not match its signature", reason="signature")
-    buffers = _buffers(body, frame.buffers, head.nbytes)
-    found = decode(head[table:], buffers, allow_pickle=allow_pickle and frame.signed, refused=refused)
+    buffers: Sequence[memoryview] = ()
+    if table:
+        buffers = _buffers(memoryview(body).toreadonly(), frame.buffers, end)
+    elif len(body) != end:
+        raise _malformed("bytes after the text")
+    found = decode(body[table:end], buffers, allow_pickle and digest is not None, refused)
     if len(found) != frame.count:
         raise _malformed(f"{len(found)} events instead of {frame.count}")
     return found
@@ -195,7 +212,7 @@ def events(
 
 def _buffers(body: memoryview, count: int, at: int) -> list[memoryview]:
     buffers = []
-    for length in unpack_from(f"<{count}Q", body) if count else ():
+    for length in unpack_from(f"<{count}Q", body):
         at = _aligned(at)
         if length > body.nbytes - at:
             raise _malformed("a buffer longer than the body")
@@ -206,90 +223,84 @@ def _buffers(body: memoryview, count: int, at: int) -> list[memoryview]:
     return buffers
 
 
-class _Body:
-    """The pieces of a body, which join without a copy of a buffer, and what the header tells of it."""
-
-    def __init__(self, text: bytes | bytearray, buffers: Sequence[memoryview], beside: bool) -> None:
-        self.text_size = len(text)
-        self.buffers = len(buffers)
-        self.size = body_size(text, buffers)
-        self.parts: list[_Bytes] = [text]
-        if buffers:
-            self.parts.insert(0, pack_struct(f"<{len(buffers)}Q", *[buffer.nbytes for buffer in buffers]))
-        checked = len(self.parts) if beside else None
-        at = 8 * len(buffers) + len(text)
-        for buffer in buffers:
-            if at % _ALIGN:
-                self.parts.append(bytes(-at % _ALIGN))
-            self.parts.append(buffer)
-            at = _aligned(at) + buffer.nbytes
-        self.crc = 0
-        for part in self.parts[:checked]:
-            self.crc = crc32(part, self.crc)
+def _body(text: _Bytes, buffers: Sequence[memoryview]) -> list[_Bytes]:
+    """The pieces of a body, which join without a copy of a buffer: the table, if there are buffers, the text, them."""
+    if not buffers:
+        return [text]
+    parts: list[_Bytes] = [pack_struct(f"<{len(buffers)}Q", *[buffer.nbytes for buffer in buffers]), text]
+    at = 8 * len(buffers) + len(text)
+    for buffer in buffers:
+        if at % _ALIGN:
+            parts.append(_ZEROS[-at % _ALIGN])
+        parts.append(buffer)
+        at = _aligned(at) + buffer.nbytes
+    return parts
 
 
 def _header(
     producer: str,
     first: int,
     count: int,
-    body: _Body,
+    text: _Bytes,
+    buffers: Sequence[memoryview],
+    parts: Sequence[_Bytes],
     blob: str,
     only_to: Sequence[str],
     secret: bytes | None,
     scope: str,
 ) -> bytes:
-    names, ids, globs = producer.encode("ascii"), blob.encode("ascii"), _pack_globs(only_to) if only_to else b""
+    names, ids = producer.encode("ascii"), blob.encode("ascii") if blob else b""
+    globs = _pack_globs(only_to) if only_to else b""
     assert 0 < len(names) <= _MAX_NAME, producer
     assert len(ids) <= _MAX_BLOB, blob
     flags = (_SIGNED if secret is not None else 0) | (_BESIDE if blob else 0)
-    sizes = body.buffers, body.text_size, body.size
-    header = (
-        _FIXED.pack(_MAGIC, VERSION, flags, len(names), len(ids), len(globs), count, *sizes, first, body.crc)
-        + names
-        + ids
-        + globs
-    )
+    crc = 0
+    for part in parts[:2] if blob else parts:
+        crc = crc32(part, crc)
+    size = body_size(text, buffers) if buffers else len(text)
+    sizes = len(names), len(ids), len(globs), count, len(buffers), len(text), size
+    rest = _REST.pack(flags, *sizes, first, crc) + names + ids + globs
+    rest += _ZEROS[-(_CHECKED + len(rest)) % _ALIGN]
     if secret is not None:
         digest = hashlib.sha256()
-        for part in body.parts:
+        for part in parts:
             digest.update(part)
-        header += digest.digest()
-        header += _sign(header, secret, scope)
-    return header + _CRC.pack(crc32(header)) + bytes(-(len(header) + _CRC.size) % _ALIGN)
+        rest += digest.digest()
+        rest += _sign(rest, secret, scope)
+    return _START.pack(_MAGIC, VERSION, crc32(rest)) + rest
 
 
-def _check_start(data: bytes | memoryview, max_size: int) -> None:
+def _misfit(data: bytes | memoryview, max_size: int) -> DecodeError:
+    """What is wrong with bytes that do not start as a frame of ours, or have no length of one."""
     size = len(data)
     if data[:4] != _MAGIC[:size]:
-        raise DecodeError("not a frame of taskbus", reason="foreign")
+        return DecodeError("not a frame of taskbus", reason="foreign")
     if size > max_size:
-        raise DecodeError(f"a frame of {size} bytes, at most {max_size} are taken", reason="oversized")
+        return DecodeError(f"a frame of {size} bytes, at most {max_size} are taken", reason="oversized")
     if size > 4 and data[4] != VERSION:
-        raise DecodeError(f"a frame of version {data[4]}, this is version {VERSION}", reason="version")
-    if size < _FIXED.size:
-        raise _truncated()
+        return DecodeError(f"a frame of version {data[4]}, this is version {VERSION}", reason="version")
+    return _truncated()
 
 
-def _check_size(found: int, size: int, flags: int, max_size: int) -> None:
+def _wrong_size(found: int, size: int, flags: int, max_size: int) -> DecodeError:
     if size > max_size:
-        raise DecodeError(f"a body of {size} bytes, at most {max_size} are taken", reason="oversized")
-    expected = 0 if flags & _BESIDE else size
-    if found < expected:
-        raise _truncated()
-    if found > expected:
-        raise _malformed("bytes after the end")
+        return DecodeError(f"a body of {size} bytes, at most {max_size} are taken", reason="oversized")
+    return _truncated() if found < size and not flags & _BESIDE else _malformed("bytes after the end")
 
 
-def _sign(header: bytes | memoryview, secret: bytes, scope: str) -> bytes:
-    return hmac.digest(secret, scope.encode() + b"\0" + header, "sha256")
+def _sign(rest: bytes | memoryview, secret: bytes, scope: str) -> bytes:
+    """Signs a header from behind its CRC on; magic and version stand for what is before that."""
+    return hmac.digest(secret, b"".join((scope.encode(), b"\0", _MAGIC, bytes([VERSION]), rest)), "sha256")
 
 
-def _verify(data: bytes | memoryview, flags: int, at: int, secret: bytes, scope: str) -> None:
+def _verify(data: bytes | memoryview, flags: int, start: int, secret: bytes, scope: str) -> bytes:
+    """The hash of the body, once the signature before ``start`` was found to be right."""
     if not flags & _SIGNED:
         raise DecodeError("a frame without a signature", reason="signature")
-    mac = bytes(data[at + _DIGEST : at + 2 * _DIGEST])
-    if not hmac.compare_digest(_sign(data[: at + _DIGEST], secret, scope), mac):
+    end = start - _DIGEST
+    if not hmac.compare_digest(_sign(data[_CHECKED:end], secret, scope), bytes(data[end:start])):
         raise DecodeError("a frame with a wrong signature", reason="signature")
+    return bytes(data[end - _DIGEST : end])
 
 
 def _pack_globs(only_to: Sequence[str]) -> bytes:
@@ -316,16 +327,6 @@ def _read_globs(packed: bytes | memoryview) -> tuple[str, ...]:
     except (UnicodeDecodeError, StructError):
         raise _malformed("label globs that are none") from None
     return tuple(globs)
-
-
-def _ascii(part: bytes | memoryview, longest: int) -> str:
-    try:
-        name = str(part, "ascii")
-    except UnicodeDecodeError:
-        raise _malformed("a name that is not ASCII") from None
-    if not 0 < len(name) <= longest:
-        raise _malformed("a name that is too long or empty")
-    return name
 
 
 def _aligned(at: int) -> int:

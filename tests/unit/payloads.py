@@ -79,8 +79,8 @@ class Bomb:
 
 def join(*encoded: Encoded) -> tuple[bytes, list[memoryview]]:
     """The text and the buffers of a frame with these events; the buffers as read-only as they arrive."""
-    text = b"[" + b",".join(each.text for each in encoded) + b"]"
-    return text, [buffer.toreadonly() for each in encoded for buffer in each.buffers]
+    text = b"[" + b",".join(text for text, _ in encoded) + b"]"
+    return text, [buffer.toreadonly() for _, buffers in encoded for buffer in buffers]
 
 
 def round_trip(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -117,6 +117,7 @@ def test_whatever_goes_into_a_frame_comes_out(events: list[Any], secret: bytes |
 @example([None, 1.5, {"null": None}])
 def test_plain_values_are_written_as_orjson_writes_them(value: Any) -> None:
     assert encode((value,), {}) == (orjson.dumps([[value]]), ())
+    assert encode((), {"k": value}) == (orjson.dumps({"k": value}), ())
 
 
 json_values = st.recursive(
