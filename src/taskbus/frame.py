@@ -41,6 +41,7 @@ _START = Struct("<4sBI")
 # flags, producer, blob id, only_to, count, buffers, text, body, first, CRC of the body
 _REST = Struct("<BBBHIIQQQI")
 _FIXED = Struct(_START.format + _REST.format[1:])
+_CHECKED, _NAMED = _START.size, _FIXED.size
 _ZEROS = tuple(bytes(count) for count in range(_ALIGN))
 _MAX_NAME, _MAX_BLOB, _MAX_GLOBS = 64, 0xFF, 0xFFFF
 
@@ -128,7 +129,7 @@ def unpack(data: bytes | memoryview, *, max_size: int, secret: bytes | None = No
             ``max_size`` bytes, in the frame or its body), ``"checksum"``, ``"signature"`` or ``"malformed"``.
     """
     found = len(data)
-    if not _FIXED.size <= found <= max_size:
+    if not _NAMED <= found <= max_size:
         raise _misfit(data, max_size)
     # One call for all that is fixed, and no other where none is needed: this is on the way of every wake-up.
     magic, version, check, flags, names, ids, globs, count, buffers, text_size, size, first, crc = _FIXED.unpack_from(
@@ -136,7 +137,7 @@ def unpack(data: bytes | memoryview, *, max_size: int, secret: bytes | None = No
     )
     if magic != _MAGIC or version != VERSION:
         raise _misfit(data, max_size)
-    named = _FIXED.size + names
+    named = _NAMED + names
     listed = named + ids
     end = listed + globs
     zeros = _ZEROS[-end % _ALIGN]
@@ -145,7 +146,7 @@ def unpack(data: bytes | memoryview, *, max_size: int, secret: bytes | None = No
         start += 2 * _DIGEST
     if found < start:
         raise _truncated()
-    if check != crc32(data[_START.size : start]):
+    if check != crc32(data[_CHECKED:start]):
         raise DecodeError("the header of a frame does not match its checksum", reason="checksum")
     digest = _verify(data, flags, start, secret, scope) if secret is not None else None
     if size > max_size or found - start != (0 if flags & _BESIDE else size):
@@ -155,7 +156,7 @@ def unpack(data: bytes | memoryview, *, max_size: int, secret: bytes | None = No
     if first < 1 or not 0 < 3 * count <= text_size or 8 * buffers + text_size > size or not 0 < names <= _MAX_NAME:
         raise _malformed("numbers that cannot be")
     try:
-        producer = str(data[_FIXED.size : named], "ascii")
+        producer = str(data[_NAMED:named], "ascii")
         blob = str(data[named:listed], "ascii") if ids else None
     except UnicodeDecodeError:
         raise _malformed("a name that is not ASCII") from None
@@ -203,7 +204,7 @@ def events(
         buffers = _buffers(memoryview(body).toreadonly(), frame.buffers, end)
     elif len(body) != end:
         raise _malformed("bytes after the text")
-    found = decode(body[table:end], buffers, allow_pickle=allow_pickle and digest is not None, refused=refused)
+    found = decode(body[table:end], buffers, allow_pickle and digest is not None, refused)
     if len(found) != frame.count:
         raise _malformed(f"{len(found)} events instead of {frame.count}")
     return found
@@ -259,7 +260,7 @@ def _header(
     size = body_size(text, buffers) if buffers else len(text)
     sizes = len(names), len(ids), len(globs), count, len(buffers), len(text), size
     rest = _REST.pack(flags, *sizes, first, crc) + names + ids + globs
-    rest += _ZEROS[-(_START.size + len(rest)) % _ALIGN]
+    rest += _ZEROS[-(_CHECKED + len(rest)) % _ALIGN]
     if secret is not None:
         digest = hashlib.sha256()
         for part in parts:
@@ -297,7 +298,7 @@ def _verify(data: bytes | memoryview, flags: int, start: int, secret: bytes, sco
     if not flags & _SIGNED:
         raise DecodeError("a frame without a signature", reason="signature")
     end = start - _DIGEST
-    if not hmac.compare_digest(_sign(data[_START.size : end], secret, scope), bytes(data[end:start])):
+    if not hmac.compare_digest(_sign(data[_CHECKED:end], secret, scope), bytes(data[end:start])):
         raise DecodeError("a frame with a wrong signature", reason="signature")
     return bytes(data[end - _DIGEST : end])
 

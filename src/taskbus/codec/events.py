@@ -102,7 +102,6 @@ def encode_pickle(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Encoded:
 def decode(
     text: bytes | bytearray | memoryview,
     buffers: Sequence[memoryview],
-    *,
     allow_pickle: bool = False,
     refused: dict[int, DecodeError] | None = None,
 ) -> list[Event]:
