@@ -28,6 +28,8 @@ def make_room(size: int) -> memoryview:
 
 def snapshot(buffer: memoryview) -> memoryview:
     """A copy of what is in ``buffer`` now."""
+    if buffer.nbytes < _HUGE:
+        return memoryview(bytes(buffer))  # which does not fill the memory with zeros first
     copy = make_room(buffer.nbytes)
     copy[:] = buffer.cast("B")
     return copy
