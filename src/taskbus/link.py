@@ -74,7 +74,7 @@ class Standalone:
         self.loop.attach(sink)
 
     def unsubscribe(self, sink: Sink) -> None:
-        self.loop.detach(sink)
+        self.loop.remove(sink)
 
     def note_missed(self, event: str, count: int) -> None:
         """Nothing is kept, so nothing is trimmed."""

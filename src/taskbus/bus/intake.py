@@ -26,9 +26,9 @@ _MATCHES_KNOWN = 1000
 class Intake:
     """Answers the reader for one life of a node, and an emit that asks who takes its event here.
 
-    A sink that begins in the past (a laggard) takes this node's own events from the stream, like everybody else's, and
-    is passed over by local delivery until it has caught up. Whether it has is decided under the lock under which events
-    get their numbers, so each event comes one way or the other.
+    A sink that begins in the past or has no room (a laggard) takes this node's own events from the stream, like
+    everybody else's, and is passed over by local delivery until it has caught up. Whether it has is decided under the
+    lock under which events get their numbers, so each event comes one way or the other.
     """
 
     def __init__(self, config: RouterConfig, keys: Keys, registry: Registry, writer: Writer, loop: EventLoop) -> None:
@@ -92,6 +92,20 @@ class Intake:
             if sink in self._lagging.get(sink.event, {}):
                 self._lagging[sink.event][sink] = own
 
+    def fall_behind(self, sink: Sink) -> int | None:
+        """The same for one that took events directly until now; ``None`` when nobody listens with it any more.
+
+        Returns how many of this node's own events it has had, or will have from those who emit them.
+        """
+        with self._writer.numbering:
+            if sink not in self._loop.sinks(sink.event):
+                return None
+            sink.ready = False
+            own = self._writer.sequence.get(sink.event, 0)
+            self._lagging.setdefault(sink.event, {})[sink] = own
+            self._writer.look = self._ready
+            return own
+
     def merge(self, sink: Sink, cursor: Cursor) -> bool:
         """Let ``sink`` take events directly from now on, if it has had all of this node's own that have a number."""
         with self._writer.numbering:
@@ -120,14 +134,12 @@ class Intake:
 
     # Events ----------------------------------------------------------------------------------------------------------
 
-    def offer(self, event: str, events: Sequence[Event], start: int, nbytes: int) -> bool:
+    def offer(self, event: str, events: Sequence[Event], start: int, nbytes: int) -> list[tuple[Sink, int]]:
         return self._loop.offer(event, events, start, nbytes)
 
-    def is_pending(self, event: str) -> bool:
-        return self._loop.pending(event)
-
     def is_listened(self, event: str) -> bool:
-        return self._loop.listened(event)
+        """Whether somebody takes events directly; a laggard does not."""
+        return any(sink.ready for sink in self._loop.sinks(event))
 
     def take_transient(self, event: str, data: bytes) -> None:
         """One message of a channel; dropped and counted where a listener has no room."""
@@ -143,11 +155,5 @@ class Intake:
         except DecodeError as error:
             self.reject(error, f"a transient message of event {event!r}")
             return
-        if self._loop.pending(event):
-            self.dropped += head.count
-            return
         self.delivered += head.count
-        self._loop.offer(event, events, 0, len(data))
-        for sink in sinks:
-            if not sink.ready:
-                self.dropped += len(events) - sink.offer(events, 0, len(data))
+        self.dropped += sum(len(events) - sink.offer(events, 0, len(data)) for sink in sinks)

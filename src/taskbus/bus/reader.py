@@ -1,8 +1,9 @@
 """The thread that reads: one blocking read over all subscribed streams, from concrete cursors of this node's own.
 
 Every subscribed stream has a shared cursor, whose events go to all ready sinks of that name. A sink that wants the past
-stands on a cursor of its own until it has caught up with the shared one. While there is such a laggard the stream is
-read from the lowest cursor, and every cursor takes what lies above it.
+or has no room stands on a cursor of its own until it has caught up with the shared one. While such a laggard has room
+the stream is read from the lowest cursor, and every cursor takes what lies above it; every other time it is read for
+the shared cursor alone.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from taskbus.errors import BusDenied, BusError, Fenced
 if TYPE_CHECKING:
     from taskbus.bus.connect import Target
     from taskbus.bus.keys import Keys
+    from taskbus.bus.streams import Rest
     from taskbus.bus.taker import Admission
     from taskbus.config import RouterConfig
     from taskbus.types import Sink
@@ -56,12 +58,14 @@ class Reader:
         self._rewinds = 0
         self._inbox_wrong = False
         self._any_wrong = False
+        self._without_laggards = False  # this time, so that nobody waits longer for the sake of one who is behind
         self._next_prune = 0.0
         self._thread = threading.Thread(target=self._run, name="taskbus-reader", daemon=True)
         self.inbox = b""
         self.inbox_at: EntryId = (0, 0)
         self._goals = Goals(keys)
         self.taker = Taker(config, keys, self._blobs, node)
+        self.taker.part = self._part
         self.reconnects = self.lag = 0
         self.sign_of_life = time.monotonic()
         self.on_denied: Callable[[BusDenied], None] = lambda error: None
@@ -127,12 +131,19 @@ class Reader:
                 stream.listened = time.monotonic()
 
     def resume(self, event: str) -> None:
-        """A sink of ``event`` has room again."""
-        with self._lock:
-            stream = self._streams.get(event)
-            if stream is not None:
-                stream.paused = False
+        """A laggard of ``event`` has room again."""
         self.wake()
+
+    def _part(self, stream: Stream, shared: Cursor, at: EntryId, sink: Sink, rest: Rest) -> None:
+        """Let ``sink``, which had no room, go on by itself from the entry ``at``, and the others without it."""
+        with self._lock:
+            own = self._node.fall_behind(sink)
+            if own is None:
+                return
+            laggard = Laggard(sink, shared.parted(at, self._node.producer, own), rest)
+            stream.laggards = [*stream.laggards, laggard]
+            if not self._node.is_listened(stream.event):
+                stream.shared = None
 
     def rewind(self) -> None:
         """Read everything again from the start, for the streams are not those that were read."""
@@ -168,9 +179,9 @@ class Reader:
         """Refresh ``lag``: how many events are kept for this node's subscriptions that it has not read."""
         with self._lock:
             known = [
-                (stream, stream.shared.expected)
+                (stream, min(expected))
                 for stream in self._streams.values()
-                if stream.shared and stream.shared.expected
+                if (expected := [cursor.expected for cursor in stream.cursors() if cursor.expected])
             ]
         if not known:
             self.lag = 0
@@ -181,18 +192,14 @@ class Reader:
 
     @property
     def is_behind(self) -> bool:
-        """Whether some stream is not read because a sink is full."""
-        return any(
-            stream.paused or any(laggard.rest for laggard in stream.laggards) for stream in list(self._streams.values())
-        )
+        """Whether some sink is full, so that there is more to read than is read."""
+        return any(laggard.rest is not None for stream in list(self._streams.values()) for laggard in stream.laggards)
 
     def has_read(self, counts: Mapping[str, int]) -> bool:
         """Whether it waits for news, and has handed over all events up to these numbers of each name; for tests."""
         with self._lock:
             return self._blocked and all(
-                not stream.laggards
-                and not stream.paused
-                and (stream.shared is None or stream.shared.has_passed(counts.get(stream.event, 0)))
+                not stream.laggards and (stream.shared is None or stream.shared.has_passed(counts.get(stream.event, 0)))
                 for stream in self._streams.values()
             )
 
@@ -245,6 +252,7 @@ class Reader:
         self._goals.check()
         wanted: dict[bytes, tuple[Stream, Readers]] = {}
         places: dict[bytes, bytes] = {}
+        self._without_laggards, hurry = not self._without_laggards, False
         with self._lock:
             if time.monotonic() >= self._next_prune:
                 self._prune()
@@ -252,6 +260,8 @@ class Reader:
                 for laggard in stream.laggards:
                     laggard.retry()
                 readers = stream.readers()
+                if self._without_laggards and readers.laggards and readers.shared is not None:
+                    readers, hurry = Readers(readers.shared, ()), True
                 cursors = readers.cursors()
                 if cursors and not stream.wrong:
                     wanted[stream.key] = stream, readers
@@ -263,7 +273,7 @@ class Reader:
             if self._stopping.is_set():
                 return  # whoever stops it may have found nothing yet to cut or to wake
             self._blocked = True
-        pages = self._ask(places)
+        pages = self._ask(places, hurry)
         with self._lock:
             self._blocked = False
         self.sign_of_life = time.monotonic()
@@ -279,13 +289,16 @@ class Reader:
         self._goals.check()
         self._take_inbox(pages.get(self.inbox, ()))
 
-    def _ask(self, places: dict[bytes, bytes]) -> dict[bytes, Any] | None:
-        """What came after those places; ``None`` when one of the keys turned out to hold no stream."""
+    def _ask(self, places: dict[bytes, bytes], hurry: bool) -> dict[bytes, Any] | None:
+        """What came after those places; ``None`` when one of the keys turned out to hold no stream.
+
+        It is waited for, unless there is a ``hurry``.
+        """
         if not places:
             self._stopping.wait(1.0)  # every key is wrong
             return None
-        block = int(self._config.block * 1000)
-        self._wire.send([pack(b"XREAD", b"COUNT", _COUNT, b"BLOCK", block, b"STREAMS", *places, *places.values())])
+        block = () if hurry else (b"BLOCK", int(self._config.block * 1000))
+        self._wire.send([pack(b"XREAD", b"COUNT", _COUNT, *block, b"STREAMS", *places, *places.values())])
         reply = self._wire.read()
         if not isinstance(reply, Exception):
             return dict(reply or ())
@@ -338,11 +351,11 @@ class Reader:
         """Join laggards to the shared cursor: the page that all of them took ended with the stream."""
         took = dict(readers.laggards)
         with self._lock:
-            if stream.paused or stream.shared is not readers.shared:
+            if stream.shared is not readers.shared:
                 return
             left = []
             for laggard in stream.laggards:
-                behind = laggard.rest or took.get(laggard) is not laggard.cursor
+                behind = laggard.rest is not None or took.get(laggard) is not laggard.cursor
                 if behind or not self._node.merge(laggard.sink, laggard.cursor):
                     left.append(laggard)
                 elif stream.shared is None:
