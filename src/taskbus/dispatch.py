@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import threading
-from collections import deque
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from time import monotonic
@@ -54,7 +53,7 @@ class EventLoop:
     def __init__(self, name: str = "default") -> None:
         self.name = name
         self.on_room: Callable[[str], None] | None = None
-        """Called, on any thread, with an event's name when a full sink has room again and nothing is pending for it."""
+        """Called, on any thread, with an event's name when a sink that was full has room again."""
         self._errors = ErrorBox()
         self._closed = False
         self.table: dict[str, tuple[Sink, ...]] = {}
@@ -67,8 +66,6 @@ class EventLoop:
         self._looks: dict[Listener, tuple[Event | None, float]] = {}
         self._idle: list[_DeliveryThread] = []
         self._threads: set[_DeliveryThread] = set()
-        self._pending: dict[str, dict[Sink, deque[_Rest]]] = {}
-        self._pending_lock = threading.Lock()
 
     @classmethod
     def get_event_loop(cls, name: str = "default") -> EventLoop:
@@ -89,7 +86,7 @@ class EventLoop:
     def off(self, event: str, fn: Callable[..., Any] | None = None) -> None:
         """Remove ``fn``, or every listener, from the events that match the shell-style glob ``event``."""
         for listener in self.listeners(event, fn):
-            self.detach(listener)
+            self.remove(listener)
             listener.close()
 
     def emit(self, event: str, *args: Any, **kwargs: Any) -> None:
@@ -138,17 +135,8 @@ class EventLoop:
                 return
         sink.close()
 
-    def detach(self, sink: Sink) -> None:
-        """Take ``sink`` out of the table, with what is pending for it; harmless when it is not there."""
-        self.remove(sink)
-        if self._pending:
-            with self._pending_lock:
-                held = self._pending.get(sink.event, {}).pop(sink, None) is not None
-            if held:
-                self.refill(sink.event)
-
     def remove(self, sink: Sink) -> None:
-        """Take ``sink`` out of the table only."""
+        """Take ``sink`` out of the table; harmless when it is not there."""
         with self._lock:
             sinks = self.table.get(sink.event, ())
             if sink not in sinks:
@@ -175,7 +163,7 @@ class EventLoop:
     # Events in
 
     def deliver(self, event: str, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float) -> None:
-        """Put an event of this process into every ready sink, waiting up to ``timeout`` seconds for room in all.
+        """Put an event that stays in this process into every sink, waiting up to ``timeout`` seconds for room in all.
 
         Raises:
             BusUnavailable: At least one sink had no room in time; the others have the event.
@@ -183,16 +171,15 @@ class EventLoop:
         # The loop of `deliver_to` once more: a list and a call less are a fifth of what a local emit costs.
         full: BusUnavailable | None = None
         for sink in self.table.get(event, ()):
-            if sink.ready:
-                try:
-                    sink.put(args, kwargs, 0.0 if full else timeout)
-                except BusUnavailable as error:
-                    full = full or error
+            try:
+                sink.put(args, kwargs, 0.0 if full else timeout)
+            except BusUnavailable as error:
+                full = full or error
         if full is not None:
             raise full
 
     def deliver_to(self, sinks: Sequence[Sink], args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float) -> None:
-        """Put an event into these sinks, ready or not, as :meth:`deliver` does."""
+        """Put an event into these sinks, as :meth:`deliver` does."""
         full: BusUnavailable | None = None
         for sink in sinks:
             try:
@@ -202,41 +189,22 @@ class EventLoop:
         if full is not None:
             raise full
 
-    def offer(self, event: str, events: Sequence[Event], start: int, nbytes: int) -> bool:
+    def offer(self, event: str, events: Sequence[Event], start: int, nbytes: int) -> list[tuple[Sink, int]]:
         """Give ``events[start:]``, the events of one frame of ``nbytes`` bytes, to every ready sink; never blocks.
 
-        The events are taken in any case. ``False`` means that some wait in the loop for a full sink: read no more of
-        this event until :attr:`on_room` is called with its name.
+        Returns the sinks that had no room for all, each with the index of the first event that it did not take.
         """
-        with self._pending_lock:
-            waiting = self._pending.get(event)
-            for sink in self.table.get(event, ()):
-                if not sink.ready:
-                    continue
-                if waiting is not None and sink in waiting:
-                    waiting[sink].append((events, start, nbytes))
-                    continue
+        full: list[tuple[Sink, int]] = []
+        for sink in self.table.get(event, ()):
+            if sink.ready:
                 taken = sink.offer(events, start, nbytes)
                 if taken < len(events):
-                    waiting = self._pending.setdefault(event, {})
-                    waiting[sink] = deque([(events, taken, nbytes)])
-            return waiting is None
+                    full.append((sink, taken))
+        return full
 
     def refill(self, event: str) -> None:
-        """Offer what is pending for ``event`` again; called by a sink that was full and has room."""
-        with self._pending_lock:
-            waiting = self._pending.get(event, {})
-            for sink in [sink for sink, rest in waiting.items() if _place(sink, rest)]:
-                del waiting[sink]
-            if waiting:
-                return
-            self._pending.pop(event, None)
         if self.on_room is not None:
             self.on_room(event)
-
-    def pending(self, event: str) -> bool:
-        """Whether events of that name wait for a full sink."""
-        return event in self._pending
 
     # Delivery threads
 
@@ -314,8 +282,6 @@ class EventLoop:
             self.listeners_attached = 0
             idle, self._idle = self._idle, []
             threads = list(self._threads)
-        with self._pending_lock:
-            self._pending.clear()
         for sink in sinks:
             sink.close()
         for thread in idle:
@@ -329,21 +295,6 @@ class EventLoop:
 def on_delivery_thread() -> bool:
     """Whether the caller is a listener: errors of other listeners are not for it."""
     return isinstance(threading.current_thread(), _DeliveryThread)
-
-
-_Rest = tuple["Sequence[Event]", int, int]
-
-
-def _place(sink: Sink, rest: deque[_Rest]) -> bool:
-    """Offer the rest to its sink; true when it was taken whole."""
-    while rest:
-        events, start, nbytes = rest[0]
-        taken = sink.offer(events, start, nbytes)
-        if taken < len(events):
-            rest[0] = (events, taken, nbytes)
-            return False
-        rest.popleft()
-    return True
 
 
 class _DeliveryThread(threading.Thread):

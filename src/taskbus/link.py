@@ -74,7 +74,7 @@ class Standalone:
         self.loop.attach(sink)
 
     def unsubscribe(self, sink: Sink) -> None:
-        self.loop.detach(sink)
+        self.loop.remove(sink)
 
     def attend(self, waiter: Waiter, deadline: float) -> Event | None:
         return waiter.wait(deadline)

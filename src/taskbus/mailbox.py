@@ -74,7 +74,7 @@ class Host(Protocol):
         """Take the delivery thread back; false: new mail came meanwhile, go on."""
 
     def refill(self, event: str) -> None:
-        """Offer what is still pending for ``event`` once more."""
+        """Offer once more what a listener of ``event`` had no room for."""
 
     def remove(self, listener: Listener) -> None:
         """Take ``listener`` out of the table; its mail stays."""
@@ -204,7 +204,7 @@ class Listener:
             else:
                 self._relief = True  # as in _wait_for_room
                 taken = self._take_chunks(events, start, nbytes)
-                self._refused = taken < len(events)
+                self._refused |= taken < len(events)  # until `_relieve` has it offered again
         self._ask_for_thread()
         return taken
 

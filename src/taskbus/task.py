@@ -287,7 +287,10 @@ class Task(Presence, Steps):
     def on(self, event: str, fn: Callable[..., Any], *, since: Since = "now") -> Self:
         """Call ``fn`` with the arguments of every ``event``: whatever any node emits after this returns arrives.
 
-        Calls come in order, one at a time, on a thread of their own, so a slow listener delays only itself.
+        Calls come in order, one at a time, on a thread of their own, so a slow listener delays only itself. One that is
+        10 000 events or 64 MiB behind goes on by itself through what the run keeps, where this node's own events then
+        reach it, too; what is trimmed there before is counted. Only an ``emit`` on this node that is the first to find
+        it so waits for it, which keeps a node from outrunning itself.
 
         Args:
             event: Exact name.

@@ -130,6 +130,8 @@ class Trail:
         self._kept: deque[tuple[Event, Place | None, int]] = deque()  # each with its share of the bytes of its frame
         self._bytes = 0
         self._waiters: deque[Waiter] = deque()
+        self._newcomers: list[Waiter] = []
+        self._left = False  # for another trail
         self._ended = False
         self._reason: BaseException | None = None
         self._lock = threading.Lock()
@@ -154,14 +156,26 @@ class Trail:
             self._on_room(self.event)
         return True
 
+    def join_from_now(self, waiter: Waiter) -> bool:
+        """Give ``waiter`` the next event that comes, and forget what came before it; false when this lies behind."""
+        with self._lock:
+            if self._left or not self.ready:
+                return False
+            if self._ended:
+                waiter.cancel(self._reason)
+            else:
+                self._newcomers.append(waiter)
+        return True
+
     def leave(self, waiter: Waiter) -> None:
         """Forget ``waiter``."""
         with self._lock:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
+            for waiters in (self._waiters, self._newcomers):
+                if waiter in waiters:
+                    waiters.remove(waiter)
 
     def forget_through(self, event: Event, place: Place | None) -> None:
-        """Drop ``event``, which a wait of another kind has returned, and what came before it.
+        """Drop ``event``, which a wait elsewhere has returned, and what came before it.
 
         It is known by its place, or, when it was emitted here, by being the very same one.
         """
@@ -173,6 +187,18 @@ class Trail:
             for _ in range(through):
                 self._drop_first()
             self.given = place or self.given
+
+    def give_way(self, other: Trail) -> None:
+        """Send everybody to ``other``, who waits here and who comes."""
+        with self._lock:
+            self._left = self.cold = True
+            self._kept.clear()
+            waiters, self._waiters = self._waiters, deque()
+            newcomers, self._newcomers = self._newcomers, []
+        for waiter in waiters:
+            other.join(waiter)
+        for waiter in newcomers:
+            other.join_from_now(waiter)
 
     def wait(self, deadline: float = math.inf) -> Event | None:
         """The oldest event, or the next one; as :meth:`Waiter.wait`."""
@@ -187,12 +213,16 @@ class Trail:
         """End every wait that finds nothing kept, from now on, each as :meth:`Waiter.cancel`."""
         with self._lock:
             self._ended, self._reason = True, reason
-            waiters, self._waiters = self._waiters, deque()
+            waiters, self._waiters = [*self._waiters, *self._newcomers], deque()
+            self._newcomers = []
         for waiter in waiters:
             waiter.cancel(reason)
 
     def put(self, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float) -> None:
-        self.offer([(args, kwargs)], 0, 0)
+        with self._lock:
+            if self.ready:
+                self._after = None
+            self._take((args, kwargs), None, 0)
 
     def offer(self, events: Sequence[Event], start: int, nbytes: int) -> int:
         share = nbytes // len(events)
@@ -209,11 +239,23 @@ class Trail:
                         continue
                     missed = _between(self._after, place)
                     self._after = None
-                if not self.cold and not self._hand_over(events[index], place):
-                    self._keep(events[index], place, share)
+                self._take(events[index], place, share)
         if missed > 0 and self._on_missed is not None:
             self._on_missed(missed)
         return taken
+
+    def _take(self, event: Event, place: Place | None, share: int) -> None:
+        if self._newcomers:
+            newcomers, self._newcomers = self._newcomers, []
+            if sum(waiter.resolve(event, place) for waiter in newcomers):
+                self._kept.clear()
+                self._bytes = 0
+                self.cold = self._left
+                self.given = place or self.given
+                self._hand_over(event, place)
+                return
+        if not self.cold and not self._hand_over(event, place):
+            self._keep(event, place, share)
 
     def _hand_over(self, event: Event, place: Place | None) -> bool:
         while self._waiters:

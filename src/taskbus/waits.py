@@ -89,25 +89,15 @@ class Waits:
         try:
             if since == "last":
                 found = self._wait_on_trail(waiter, deadline)
+            elif self._link.is_active:
+                found = self._wait_beside_trail(waiter, deadline, since)
             else:
                 found = self._wait_on_link(waiter, deadline, since)
         finally:
             self._open.discard(waiter)
         if found is None and waiter.timed_out:
             raise WaitTimeout(f"no event {event!r} within {timeout:g} s", event=event, timeout=timeout)
-        if found is not None and since != "last":
-            self._note_returned(found, waiter, deadline)
         return found
-
-    def _note_returned(self, found: Event, waiter: Waiter, deadline: float) -> None:
-        """Let the next wait since the last one begin behind ``found``."""
-        trail = self._trails.get(waiter.event)
-        if trail is not None:
-            trail.forget_through(found, waiter.place)
-        elif waiter.place is not None:
-            self._places[waiter.event] = waiter.place
-        elif self._link.is_active:
-            self._new_trail(waiter, deadline, "now")  # emitted here: it has no place yet to come back to
 
     def _wait_on_link(self, waiter: Waiter, deadline: float, since: Since) -> Event | None:
         self._subscribe(waiter, waiter, since, deadline)
@@ -116,6 +106,49 @@ class Waits:
             return self._link.attend(waiter, deadline)
         finally:
             self._link.unsubscribe(waiter)
+
+    def _wait_beside_trail(self, waiter: Waiter, deadline: float, since: Since) -> Event | None:
+        """A wait that moves the trail: the next one since the last begins behind the event that is returned here."""
+        known = self._trails.get(waiter.event)
+        if since == "now" and known is not None and known.join_from_now(waiter):
+            return self._wait_joined(known, waiter, deadline)
+        trail = self._make_trail(waiter.event)
+        over: Trail | None = trail
+        trail.join(waiter)  # before it can be cancelled
+        try:
+            self._subscribe(trail, waiter, since, deadline)
+            found = self._wait_joined(trail, waiter, deadline)
+            if found is not None:
+                over = self._follow(trail, known, found, waiter, since)
+            return found
+        finally:
+            if over is not None:
+                self._link.unsubscribe(over)
+
+    def _follow(self, trail: Trail, known: Trail | None, found: Event, waiter: Waiter, since: Since) -> Trail | None:
+        """Go on with ``trail``, which gave ``found``, in place of the ``known`` one; returns what is needed no more."""
+        event, place = waiter.event, waiter.place
+        with self._trails_lock:
+            before = self._trails.get(event)
+            if self._closed:
+                return trail
+            if before is not known and before is not None:
+                before.forget_through(found, place)  # other waits have moved it meanwhile
+                return trail
+            if before is None and place is not None:  # enough to come back to, and it costs nothing meanwhile
+                self._places[event] = max(place, self._places.get(event, place)) if since == "now" else place
+                return trail
+            self._trails[event] = trail
+        if before is not None:
+            before.give_way(trail)
+        return before
+
+    def _wait_joined(self, trail: Trail, waiter: Waiter, deadline: float) -> Event | None:
+        try:
+            self._end_if_over(waiter)  # after the look at what is kept: an event before the finish still counts
+            return self._link.attend(waiter, deadline)
+        finally:
+            trail.leave(waiter)
 
     def _subscribe(self, sink: Waiter | Trail, waiter: Waiter, since: Since, deadline: float) -> bool:
         """Redis being away ends no wait: try until it is there, or the time is over, or ``waiter`` was ended."""
@@ -129,43 +162,39 @@ class Waits:
                     return False
 
     def _wait_on_trail(self, waiter: Waiter, deadline: float) -> Event | None:
-        trail: Trail | None = self._trails.get(waiter.event)
-        while trail is None or not trail.join(waiter):
-            trail = self._new_trail(waiter, deadline, "joined")
-            if trail is None:
+        while True:
+            trail = self._trails.get(waiter.event)
+            if trail is not None and trail.join(waiter):
+                return self._wait_joined(trail, waiter, deadline)
+            if not self._replace(trail, waiter, deadline):
                 return waiter.wait(deadline)
-        try:
-            self._end_if_over(waiter)  # after the look at what is kept: an event before the finish still counts
-            return self._link.attend(waiter, deadline)
-        finally:
-            trail.leave(waiter)
 
-    def _new_trail(self, waiter: Waiter, deadline: float, since: Since) -> Trail | None:
-        """A trail behind the last event that was returned, else from ``since`` on; in place of one that is cold."""
+    def _replace(self, cold: Trail | None, waiter: Waiter, deadline: float) -> bool:
+        """Begin a trail behind the last event that was returned, else at the join; in place of one that is ``cold``."""
         event = waiter.event
-        cold = self._trails.get(event)
         after = cold.given if cold is not None else self._places.get(event)
+        since = "joined"
         if after is not None:
             (ms, ordinal), _ = after
             since = f"{ms}-{max(0, ordinal - 1)}"
-        trail = Trail(
+        trail = self._make_trail(event, after)
+        if not self._subscribe(trail, waiter, since, deadline):
+            return False
+        over: Trail | None = trail
+        with self._trails_lock:
+            if not self._closed and self._trails.get(event) is cold:
+                self._trails[event], over = trail, cold
+        if over is not None:
+            self._link.unsubscribe(over)
+        return not self._closed
+
+    def _make_trail(self, event: str, after: Place | None = None) -> Trail:
+        return Trail(
             event,
             after=after,
             on_missed=lambda count: self._link.note_missed(event, count),
             on_room=self._link.loop.refill,
         )
-        if not self._subscribe(trail, waiter, since, deadline):
-            return None
-        over: Trail | None = trail
-        with self._trails_lock:
-            if self._closed or self._trails.get(event) is not cold:
-                kept = self._trails.get(event)  # another wait was faster, or the task was stopped
-            else:
-                self._trails[event] = kept = trail
-                over = cold
-        if over is not None:
-            self._link.unsubscribe(over)
-        return kept
 
     def _end_if_over(self, waiter: Waiter) -> None:
         if self._over is not None:

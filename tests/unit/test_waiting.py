@@ -136,6 +136,48 @@ def test_a_trail_forgets_through_the_very_event_and_not_an_equal_one() -> None:
     assert [trail.wait(0), trail.wait(0)] == [((), {}), None]
 
 
+def test_who_joins_a_trail_from_now_takes_the_next_event_and_with_it_all_before_is_forgotten() -> None:
+    trail = Trail("x")
+    trail.put(*FIRST, timeout=0)
+    late, next_one = Waiter("x"), Waiter("x")
+    assert trail.join_from_now(late)
+    late.cancel()
+    trail.put(*SECOND, timeout=0)
+    assert trail.wait(0) == FIRST
+    assert trail.join_from_now(next_one)
+    trail.put(*FIRST, timeout=0)
+    assert next_one.wait(0) == FIRST
+    assert trail.wait(0) is None
+
+
+def test_nobody_can_join_from_now_a_trail_that_still_catches_up() -> None:
+    trail = Trail("x")
+    trail.ready = False
+    assert not trail.join_from_now(Waiter("x"))
+
+
+def test_a_trail_that_gives_way_takes_everybody_along() -> None:
+    trail, other = Trail("x"), Trail("x")
+    waiter, newcomer = Waiter("x"), Waiter("x")
+    trail.join(waiter)
+    trail.join_from_now(newcomer)
+    trail.give_way(other)
+    assert not trail.join(Waiter("x"))
+    assert not trail.join_from_now(Waiter("x"))
+    trail.put(*FIRST, timeout=0)
+    assert not waiter.is_resolved
+    other.put(*SECOND, timeout=0)
+    assert waiter.wait(0) == newcomer.wait(0) == SECOND
+
+
+def test_what_a_trail_that_has_caught_up_takes_directly_is_not_missing_in_the_stream() -> None:
+    missed: list[int] = []
+    trail = Trail("x", after=((5, 10), 0), on_missed=missed.append)
+    trail.put(*FIRST, timeout=0)
+    trail.offer(Page([SECOND], (6, 12)), 0, 0)
+    assert [trail.wait(0), trail.wait(0), missed] == [FIRST, SECOND, []]
+
+
 def test_a_cancelled_trail_gives_what_it_has_and_then_the_error() -> None:
     trail = Trail("x")
     trail.put(*FIRST, timeout=0)

@@ -138,11 +138,29 @@ def test_a_wait_for_now_moves_last_along(node: Task) -> None:
     node.wait_for("x", 0, since="last")
     node.emit("x", 1)
     result = waiting(node, "x")
-    until(lambda: len(node._link.loop.sinks("x")) == 2)
+    until(lambda: node._waits._trails["x"]._newcomers)
     node.emit("x", 2)
     assert result() == ((2,), {})
     node.emit("x", 3)
     assert node.wait_for("x", 0, since="last") == ((3,), {})
+
+
+def test_a_wait_for_now_keeps_what_comes_before_the_next_wait_begins(node: Task, bus: Bus) -> None:
+    for turn in range(2):
+        result = waiting(node, "x")
+        for number in range(3):
+            node.emit("x", number)
+        assert result() == ((0,), {})
+        assert [node.wait_for("x", 0, since="last") for _ in range(3)] == [((1,), {}), ((2,), {}), None], turn
+    assert [call for call in bus.calls if "subscribe" in call] == ["subscribe now"]
+
+
+def test_waits_for_now_side_by_side_move_last_on_and_never_back(node: Task) -> None:
+    results = [waiting(node, "x") for _ in range(5)]
+    for number in range(3):
+        node.emit("x", number)
+    assert [result() for result in results] == [((0,), {})] * 5
+    assert [node.wait_for("x", 0, since="last") for _ in range(3)] == [((1,), {}), ((2,), {}), None]
 
 
 def test_two_hundred_waits_end_when_another_node_finishes(node: Task, bus: Bus) -> None:

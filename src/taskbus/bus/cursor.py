@@ -94,6 +94,14 @@ class Cursor:
         """Whether the event of that number lies behind; true for a cursor that has seen no entry yet."""
         return self.expected is None or self.expected > number
 
+    def parted(self, at: EntryId, producer: str, own: int) -> Cursor:
+        """A cursor that goes on by itself from the entry ``at``, and has seen ``own`` events of that producer."""
+        cursor = Cursor(at, self.expected, self.after)
+        cursor.began = self.began
+        cursor.seen = dict(self.seen)
+        cursor.seen[producer] = max(own, self.seen.get(producer, 0))
+        return cursor
+
     def rewound(self, last: EntryId | None = None) -> Cursor:
         """A cursor that reads all again that is there, knowing what was seen.
 

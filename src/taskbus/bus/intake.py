@@ -26,9 +26,9 @@ _MATCHES_KNOWN = 1000
 class Intake:
     """Answers the reader for one life of a node, and an emit that asks who takes its event here.
 
-    A sink that begins in the past (a laggard) takes this node's own events from the stream, like everybody else's, and
-    is passed over by local delivery until it has caught up. Whether it has is decided under the lock under which events
-    get their numbers, so each event comes one way or the other.
+    A sink that begins in the past or has no room (a laggard) takes this node's own events from the stream, like
+    everybody else's, and is passed over by local delivery until it has caught up. Whether it has is decided under the
+    lock under which events get their numbers, so each event comes one way or the other.
     """
 
     def __init__(self, config: RouterConfig, keys: Keys, registry: Registry, writer: Writer, loop: EventLoop) -> None:
@@ -38,7 +38,7 @@ class Intake:
         self._registry = registry
         self._writer = writer
         self._loop = loop
-        self.offer, self.is_pending, self.is_listened = loop.offer, loop.pending, loop.listened
+        self.offer = loop.offer
         self._lagging: dict[str, dict[Sink, int]] = {}
         writer.look = writer.look_for_all = loop.sinks
         writer.listened = loop.table
@@ -94,6 +94,20 @@ class Intake:
             if sink in self._lagging.get(sink.event, {}):
                 self._lagging[sink.event][sink] = own
 
+    def fall_behind(self, sink: Sink) -> int | None:
+        """The same for one that took events directly until now; ``None`` when nobody listens with it any more.
+
+        Returns how many of this node's own events it has had, or will have from those who emit them.
+        """
+        with self._writer.numbering:
+            if sink not in self._loop.sinks(sink.event):
+                return None
+            sink.ready = False
+            own = self._writer.sequence.get(sink.event, 0)
+            self._lagging.setdefault(sink.event, {})[sink] = own
+            self._writer.look = self._ready
+            return own
+
     def merge(self, sink: Sink, cursor: Cursor) -> bool:
         """Let ``sink`` take events directly from now on, if it has had all of this node's own that have a number."""
         with self._writer.numbering:
@@ -127,6 +141,13 @@ class Intake:
         """Whether anybody wants events as soon as they are there, and not only when somebody waits for them."""
         return self._loop.listeners_attached > 0
 
+    def is_listened(self, event: str) -> bool:
+        """Whether somebody takes events directly; a laggard does not."""
+        for sink in self._loop.table.get(event, ()):
+            if sink.ready:
+                return True
+        return False
+
     def take_transient(self, event: str, data: bytes) -> None:
         """One message of a channel; dropped and counted where a listener has no room."""
         try:
@@ -141,11 +162,5 @@ class Intake:
         except DecodeError as error:
             self.reject(error, f"a transient message of event {event!r}")
             return
-        if self._loop.pending(event):
-            self.dropped += head.count
-            return
         self.delivered += head.count
-        self._loop.offer(event, events, 0, len(data))
-        for sink in sinks:
-            if not sink.ready:
-                self.dropped += len(events) - sink.offer(events, 0, len(data))
+        self.dropped += sum(len(events) - sink.offer(events, 0, len(data)) for sink in sinks)

@@ -272,7 +272,11 @@ class Life:
     def _state_lost(self, why: str) -> None:
         self.state_losses += 1
         log.error("Redis at %s has lost state of run %r: %s", self.target.where, self.config.run_id, why)
-        self.loop.offer("taskbus.state_lost", [((), {"node": self.registry.node_id, "why": why})], 0, 0)
+        event = "taskbus.state_lost"
+        try:
+            self.loop.deliver_to(self.loop.sinks(event), (), {"node": self.registry.node_id, "why": why}, 0.0)
+        except BusUnavailable as error:
+            log.warning("%s", error)
 
     def _take_inbox(self, fields: dict[bytes, bytes]) -> None:
         kind = fields.get(b"k")
@@ -356,7 +360,7 @@ class Life:
 
     def unsubscribe(self, sink: Sink) -> None:
         """Detach ``sink``; its event is read on for a while, so that the next subscription costs nothing."""
-        self.loop.detach(sink)
+        self.loop.remove(sink)
         if self.intake.give_up(sink):
             self.reader.forget(sink)
 

@@ -1,8 +1,9 @@
 """The thread that reads: one blocking read over all subscribed streams, from concrete cursors of this node's own.
 
 Every subscribed stream has a shared cursor, whose events go to all ready sinks of that name. A sink that wants the past
-stands on a cursor of its own until it has caught up with the shared one. While there is such a laggard the stream is
-read from the lowest cursor, and every cursor takes what lies above it.
+or has no room stands on a cursor of its own until it has caught up with the shared one. While such a laggard has room
+the stream is read from the lowest cursor, and every cursor takes what lies above it; every other time it is read for
+the shared cursor alone.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from taskbus.errors import BusDenied, BusError, BusUnavailable, Fenced
 if TYPE_CHECKING:
     from taskbus.bus.connect import Target
     from taskbus.bus.keys import Keys
+    from taskbus.bus.streams import Rest
     from taskbus.bus.taker import Admission
     from taskbus.config import RouterConfig
     from taskbus.types import Event, Sink
@@ -51,6 +53,7 @@ class _Plan(NamedTuple):
     head: bytes
     cursors: tuple[Cursor, ...]
     wanted: Wanted
+    has_laggards: bool
 
 
 class Reader:
@@ -83,11 +86,13 @@ class Reader:
         self._rewinds = self._rewinds_asked = 0
         self._inbox_wrong = False
         self._any_wrong = False
+        self._without_laggards = False  # this time, so that nobody waits longer for the sake of one who is behind
         self._next_prune = 0.0
         self._thread = threading.Thread(target=self._run, name="taskbus-reader", daemon=True)
         self.inbox = b""
         self._goals = Goals(keys)
         self.taker = Taker(config, keys, self._blobs, node)
+        self.taker.part = self._part
         self.reconnects = self.lag = 0
         self.sign_of_life = time.monotonic()
         self.on_denied: Callable[[BusDenied], None] = lambda error: None
@@ -158,12 +163,20 @@ class Reader:
                 self._plan = None
 
     def resume(self, event: str) -> None:
-        """A sink of ``event`` has room again."""
-        with self._lock:
-            stream = self._streams.get(event)
-            if stream is not None:
-                stream.paused = False
+        """A laggard of ``event`` has room again."""
         self.wake()
+
+    def _part(self, stream: Stream, shared: Cursor, at: EntryId, sink: Sink, rest: Rest) -> None:
+        """Let ``sink``, which had no room, go on by itself from the entry ``at``, and the others without it."""
+        with self._lock:
+            own = self._node.fall_behind(sink)
+            if own is None:
+                return
+            laggard = Laggard(sink, shared.parted(at, self._node.producer, own), rest)
+            stream.laggards = [*stream.laggards, laggard]
+            self._plan = None
+            if not self._node.is_listened(stream.event):
+                stream.shared = None
 
     def rewind(self) -> None:
         """Read everything again from the start, for the streams are not those that were read."""
@@ -203,9 +216,9 @@ class Reader:
         """Refresh ``lag``: how many events are kept for this node's subscriptions that it has not read."""
         with self._lock:
             known = [
-                (stream, stream.shared.expected)
+                (stream, min(expected))
                 for stream in self._streams.values()
-                if stream.shared and stream.shared.expected
+                if (expected := [cursor.expected for cursor in stream.cursors() if cursor.expected])
             ]
         if not known:
             self.lag = 0
@@ -216,18 +229,14 @@ class Reader:
 
     @property
     def is_behind(self) -> bool:
-        """Whether some stream is not read because a sink is full."""
-        return any(
-            stream.paused or any(laggard.rest for laggard in stream.laggards) for stream in list(self._streams.values())
-        )
+        """Whether some sink is full, so that there is more to read than is read."""
+        return any(laggard.rest is not None for stream in list(self._streams.values()) for laggard in stream.laggards)
 
     def has_read(self, counts: Mapping[str, int]) -> bool:
         """Whether it waits for news, and has handed over all events up to these numbers of each name; for tests."""
         with self._lock:
             return self._blocked and all(
-                not stream.laggards
-                and not stream.paused
-                and (stream.shared is None or stream.shared.has_passed(counts.get(stream.event, 0)))
+                not stream.laggards and (stream.shared is None or stream.shared.has_passed(counts.get(stream.event, 0)))
                 for stream in self._streams.values()
             )
 
@@ -397,9 +406,8 @@ class Reader:
         with self._lock:
             if time.monotonic() >= self._next_prune:
                 self._prune()
-            if self._plan is None:
-                self._plan = self._make_plan()
-            plan = self._plan
+            plan = self._plan or self._make_plan()
+            self._plan = None if plan.has_laggards else plan
             if self._stopping.is_set():
                 return  # whoever stops it may have found nothing yet to cut or to wake
             self._rewinds_asked = self._rewinds
@@ -416,10 +424,15 @@ class Reader:
         wanted: Wanted = {}
         keys: list[bytes] = []
         cursors: list[Cursor] = []
+        has_laggards = hurry = False
+        self._without_laggards = not self._without_laggards
         for stream in self._streams.values():
             for laggard in stream.laggards:
                 laggard.retry()
+                has_laggards = True
             readers = stream.readers()
+            if self._without_laggards and readers.laggards and readers.shared is not None:
+                readers, hurry = Readers(readers.shared, ()), True
             own = readers.cursors()
             if own and not stream.wrong:
                 wanted[stream.key] = stream, readers
@@ -428,9 +441,10 @@ class Reader:
         if not self._inbox_wrong:
             keys.append(self.inbox)
             cursors.append(self._inbox_cursor)
-        block = int(self._config.block * 1000)
-        whole = pack(b"XREAD", b"COUNT", _COUNT, b"BLOCK", block, b"STREAMS", *keys, *[b"" for _ in keys])
-        return _Plan(whole[: len(whole) - len(keys) * len(b"$0\r\n\r\n")], tuple(cursors), wanted)
+        block = () if hurry else (b"BLOCK", int(self._config.block * 1000))
+        whole = pack(b"XREAD", b"COUNT", _COUNT, *block, b"STREAMS", *keys, *[b"" for _ in keys])
+        head = whole[: len(whole) - len(keys) * len(b"$0\r\n\r\n")]
+        return _Plan(head, tuple(cursors), wanted, has_laggards)
 
     def _take(self, deadline: float | None = None) -> None:
         """Hand over what a read has brought.
@@ -461,8 +475,6 @@ class Reader:
             entries = pages.get(key, ())
             if entries:
                 self.taker.take(stream, readers, entries, deadline)
-            if stream.paused or readers.laggards:
-                self._plan = None
             if readers.laggards and len(entries) < _COUNT:
                 self._merge(stream, readers)
         if deadline is None:
@@ -526,11 +538,11 @@ class Reader:
         """Join laggards to the shared cursor: the page that all of them took ended with the stream."""
         took = dict(readers.laggards)
         with self._lock:
-            if stream.paused or stream.shared is not readers.shared:
+            if stream.shared is not readers.shared:
                 return
             left = []
             for laggard in stream.laggards:
-                behind = laggard.rest or took.get(laggard) is not laggard.cursor
+                behind = laggard.rest is not None or took.get(laggard) is not laggard.cursor
                 if behind or not self._node.merge(laggard.sink, laggard.cursor):
                     left.append(laggard)
                 elif stream.shared is None:

@@ -10,35 +10,35 @@ if TYPE_CHECKING:
     from taskbus.bus.cursor import Cursor, EntryId
     from taskbus.types import Event, Sink
 
-__all__ = ["Laggard", "Readers", "Stream"]
+__all__ = ["Laggard", "Readers", "Rest", "Stream"]
+
+Rest = tuple[Sequence["Event"], int, int]
+"""Events of one frame, the index of the first that was not taken, and the size of the frame."""
 
 
 class Laggard:
-    """A sink that still catches up, with what it had no room for."""
+    """A sink on a cursor of its own, until it has caught up; it is read for while there is room for what was read."""
 
     __slots__ = ("cursor", "rest", "sink")
 
-    def __init__(self, sink: Sink, cursor: Cursor) -> None:
+    def __init__(self, sink: Sink, cursor: Cursor, rest: Rest | None = None) -> None:
         self.sink = sink
         self.cursor = cursor
-        self.rest: list[tuple[Sequence[Event], int, int]] = []
+        self.rest = rest
 
     def offer(self, events: Sequence[Event], start: int, nbytes: int) -> None:
-        if not self.rest:
-            start = self.sink.offer(events, start, nbytes)
-        if start < len(events):
-            self.rest.append((events, start, nbytes))
+        taken = self.sink.offer(events, start, nbytes)
+        self.rest = (events, taken, nbytes) if taken < len(events) else None
 
     def retry(self) -> None:
-        rest, self.rest = self.rest, []
-        for events, start, nbytes in rest:
-            self.offer(events, start, nbytes)
+        if self.rest is not None:
+            self.offer(*self.rest)
 
 
 class Stream:
     """One subscribed event name."""
 
-    __slots__ = ("event", "key", "laggards", "listened", "paused", "scope", "shared", "wrong")
+    __slots__ = ("event", "key", "laggards", "listened", "scope", "shared", "wrong")
 
     def __init__(self, event: str, key: bytes) -> None:
         self.event = event
@@ -46,14 +46,12 @@ class Stream:
         self.scope = key.decode()
         self.shared: Cursor | None = None
         self.laggards: list[Laggard] = []
-        self.paused = False
         self.wrong = False  # the key holds something else than a stream
         self.listened = time.monotonic()
 
     def readers(self) -> Readers:
         """Who has room for a page that is asked for now."""
-        shared = None if self.paused else self.shared
-        return Readers(shared, [(laggard, laggard.cursor) for laggard in self.laggards if not laggard.rest])
+        return Readers(self.shared, [(laggard, laggard.cursor) for laggard in self.laggards]).with_room()
 
     def cursors(self) -> list[Cursor]:
         """Everybody's."""
@@ -77,3 +75,6 @@ class Readers(NamedTuple):
     def cursors(self) -> list[Cursor]:
         own = [cursor for _, cursor in self.laggards]
         return own if self.shared is None else [self.shared, *own]
+
+    def with_room(self) -> Readers:
+        return Readers(self.shared, [(laggard, cursor) for laggard, cursor in self.laggards if laggard.rest is None])

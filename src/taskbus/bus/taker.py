@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from taskbus import frame
@@ -16,7 +16,7 @@ from taskbus.types import Page
 if TYPE_CHECKING:
     from taskbus.bus.cursor import Cursor, EntryId
     from taskbus.bus.keys import Keys
-    from taskbus.bus.streams import Readers, Stream
+    from taskbus.bus.streams import Readers, Rest, Stream
     from taskbus.bus.wire import Calls
     from taskbus.config import RouterConfig
     from taskbus.types import Event, Sink
@@ -37,9 +37,9 @@ class Admission(Protocol):
 
     def on_inbox(self, fields: dict[bytes, bytes]) -> None: ...
 
-    def offer(self, event: str, events: Sequence[Event], start: int, nbytes: int) -> bool: ...
+    def offer(self, event: str, events: Sequence[Event], start: int, nbytes: int) -> list[tuple[Sink, int]]: ...
 
-    def is_pending(self, event: str) -> bool: ...
+    def fall_behind(self, sink: Sink) -> int | None: ...
 
     def merge(self, sink: Sink, cursor: Cursor) -> bool: ...
 
@@ -66,6 +66,8 @@ class Taker:
         self.delivered = self.missed = self.repeated = 0
         self.gone_back: list[str] = []
         """Which streams turned out to count from an earlier number, in words."""
+        self.part: Callable[[Stream, Cursor, EntryId, Sink, Rest], None] = lambda *args: None
+        """Called for a sink that had no room for the events of an entry."""
 
     def take(
         self, stream: Stream, readers: Readers, entries: Sequence[Any], deadline: float | None = None
@@ -77,6 +79,9 @@ class Taker:
         self._deadline = deadline
         cursors = readers.cursors()
         for entry_id, fields in entries:
+            if readers.laggards:  # what one of them has no room for is read again
+                readers = readers.with_room()
+                cursors = readers.cursors()
             at = parse_id(entry_id)
             try:
                 self._take_entry(stream, readers, at, fields)
@@ -112,12 +117,17 @@ class Taker:
                 start -= sum(index < start for index in refused)
             if listens and start < len(page):
                 self.delivered += len(page) - start
-                self._offer(stream, page, start, nbytes)
+                for sink, taken in self._node.offer(stream.event, page, start, nbytes):
+                    self.part(stream, shared, at, sink, (page, taken, nbytes))
+        late = 0
         for laggard, cursor in laggards:
             start = self._admit(stream, cursor, at, head)
             start -= sum(index < start for index in refused)
             if start < len(page):
                 laggard.offer(page, start, nbytes)
+                late = max(late, len(page) - start)
+        if stream.shared is None:
+            self.delivered += late
 
     def _page(self, stream: Stream, at: EntryId, head: frame.Frame, refused: dict[int, DecodeError]) -> Page:
         """The events of a frame, less those that are ``refused``."""
@@ -130,16 +140,11 @@ class Taker:
             self.reject(problem, f"event {stream.event!r} in entry {at[0]}-{at[1]}")
         return Page([event for index, event in enumerate(events) if index not in refused] if refused else events, at)
 
-    def _offer(self, stream: Stream, events: Sequence[Event], start: int, nbytes: int) -> None:
-        if not self._node.offer(stream.event, events, start, nbytes):
-            stream.paused = True
-            if not self._node.is_pending(stream.event):
-                stream.paused = False  # there was room again before the pause was noted
-
     def _admit(self, stream: Stream, cursor: Cursor, at: EntryId, head: frame.Frame) -> int:
         missing = cursor.pass_over(at[1], head.count)
         start = cursor.first_new(head.producer, head.first, head.count)
-        self.repeated += start
+        if head.producer != self._node.producer:
+            self.repeated += start
         if at[0] == cursor.after[0]:
             start = max(start, cursor.first_wanted(at, head.count))
         if missing > 0:
