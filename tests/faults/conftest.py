@@ -28,6 +28,10 @@ FAST: dict[str, float] = {"heartbeat": 0.3, "lease": 2.0, "block": 1.0, "op_time
 """Settings under which everything that is noticed by time is noticed soon."""
 
 
+BUSY = 0.0 if FULL else 1.0
+"""Seconds over the bounds of the matrix for a machine that does other things at the same time."""
+
+
 def scaled(few: int, many: int) -> int:
     """``few`` in every run of the suite, ``many`` with ``TASKBUS_FAULTS=full``."""
     return many if FULL else few

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Self
@@ -28,10 +29,16 @@ class RemoteError(Exception):
 
 
 class NodeProcess:
-    """A node in a process of its own; it does not outlive the ``with`` block, whatever state it is in."""
+    """A node in a process of its own; it does not outlive the ``with`` block, whatever state it is in.
 
-    def __init__(self, url: str, run_id: str, name: str, directory: Path, **settings: Any) -> None:
+    ``prefix`` is a command that runs another one, as ``("ip", "netns", "exec", "b")``.
+    """
+
+    def __init__(
+        self, url: str, run_id: str, name: str, directory: Path, prefix: Sequence[str] = (), **settings: Any
+    ) -> None:
         self.name = name
+        self._prefix = prefix
         self.log_file = directory / f"{name}-{id(self)}.log"
         self._given = ((url, run_id, name), settings)
         self._process: subprocess.Popen[str] | None = None
@@ -43,7 +50,7 @@ class NodeProcess:
         paths = os.pathsep.join((str(ROOT / "src"), str(ROOT)))
         with self.log_file.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.worker"],
+                [*self._prefix, sys.executable, "-m", "tests.faults.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

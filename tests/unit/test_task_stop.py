@@ -181,10 +181,10 @@ def test_stop_is_bounded_and_says_what_still_runs(caplog: pytest.LogCaptureFixtu
     task.async_executor(release.wait, 60)
     began = time.monotonic()
     task.stop()
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - began < 4, "two seconds, and as much again for a busy machine"
     began = time.monotonic()
     task.stop()
-    assert time.monotonic() - began < 0.05
+    assert time.monotonic() - began < 0.5
     messages = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert "1 call(s) in async mode still run" in messages[0]
     assert "never_returns" in messages[1]

@@ -97,12 +97,12 @@ class Channels:
         if self._thread is None or self._turn % 2 == 0:
             return False
         self._probed = time.monotonic()
-        try:
-            self._calls.call(b"PUBLISH", self.probe_channel, b"probe")
-        except BusError:
-            self._wire.abort()
-            raise
+        self._calls.call(b"PUBLISH", self.probe_channel, b"probe")
         return True
+
+    def suspect(self) -> None:
+        """Open the connection anew, for Redis answers nothing else; without traffic it would not be noticed here."""
+        self._wire.abort()
 
     def watch(self) -> None:
         """Cut the connection if it did not bring the last probe."""

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from redis.exceptions import ResponseError
+
 from taskbus.errors import BusDenied, BusError, Fenced
 from taskbus.types import RouterStats
 
@@ -71,6 +73,7 @@ class Heart:
         self.recover: Callable[[], None] = lambda: None
         self.on_fenced: Callable[[BusError], None] = lambda error: None
         self.on_denied: Callable[[BusDenied], None] = lambda error: None
+        self.on_silence: Callable[[], None] = lambda: None
         self.on_gone: Callable[[list[str]], None] = lambda ids: None
         self.on_finish: Callable[[], None] = lambda: None
         self.each_beat: list[Callable[[], None]] = []
@@ -116,6 +119,8 @@ class Heart:
                     log.warning("no heartbeat: %s", error)
                 if isinstance(error, BusDenied):
                     self.on_denied(error)
+                elif not isinstance(error.__cause__, ResponseError):
+                    self.on_silence()
             except Exception:
                 log.exception("a heartbeat failed in an unforeseen way; the next one comes")
             for look in self.each_beat:

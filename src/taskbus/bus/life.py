@@ -138,6 +138,7 @@ class Life:
         heart.stats = self.stats
         heart.on_fenced = self.writer.on_fenced = self._fenced
         heart.on_denied = self._denied
+        heart.on_silence = self.channels.suspect
         heart.on_gone = self._report_gone
         heart.on_finish = self.finish.hear
         heart.probe = self.channels.probe

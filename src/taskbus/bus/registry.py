@@ -8,7 +8,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from taskbus.errors import Fenced, NodeIdTaken
@@ -138,8 +138,11 @@ class Registry:
         return str(word.decode())
 
     def prolong(self) -> bool:
-        """Renew the lease with a single command; false when Redis has forgotten this node."""
-        return bool(self._calls.call(b"PEXPIRE", self._keys.node(self.node_id), self._lease))
+        """Renew the lease with a single command; false when Redis has forgotten this node.
+
+        Also when somebody else has put something there: that has no lease, or a longer one, which ``GT`` tells.
+        """
+        return bool(self._calls.call(b"PEXPIRE", self._keys.node(self.node_id), self._lease, b"GT"))
 
     def renew(self) -> None:
         """Give the keys of the run their whole time to live again, unless it is finished."""
@@ -211,27 +214,30 @@ class Registry:
     def check(self, turn: int) -> bool:
         """Verify something about this node in Redis; false when it is not as it should be.
 
-        By turns that all its keys are there, and one of the other things, each time the next.
+        By turns that all its keys are there, that its strings are as it wrote them, that its sets are sets, and one of
+        the other things, each time the next.
         """
-        if turn % 2:
-            return self._all_is_there()
-        me = self.node_id.encode()
-        checks: list[Callable[[], bool]] = [
-            lambda: bool(self._calls.call(b"HGET", self._keys.node(self.node_id), b"token") == self.producer.encode()),
-            lambda: bool(self._calls.call(b"SISMEMBER", self._keys.nodes, me)),
-            lambda: bool(self._calls.call(b"GET", self._keys.epoch) == self.epoch),
-            lambda: bool(self._calls.call(b"TYPE", self._keys.inbox(self.node_id)) == b"stream"),
-            self._finish_is_there,
-            *(
-                lambda label=label: bool(self._calls.call(b"SISMEMBER", self._keys.labels, label))
-                for label in sorted(self.labels)[:1]
-            ),
-            *(
-                lambda label=label: bool(self._calls.call(b"SISMEMBER", self._keys.label(label), me))
-                for label in sorted(self.labels)
-            ),
-        ]
-        return checks[turn // 2 % len(checks)]()
+        if turn % 4 == 3:
+            return self._is_noted(turn // 4)
+        return (self._all_is_there, self._strings_are_right, self._sets_are_sets)[turn % 4]()
+
+    def _strings_are_right(self) -> bool:
+        found = self._calls.call(b"MGET", self._keys.epoch, self._keys.owner(self.node_id))
+        return bool(found == [self.epoch, self.producer.encode()])
+
+    def _sets_are_sets(self) -> bool:
+        """What is subtracted from nothing costs nothing, but each of it has to be a set."""
+        nothing, sets = self._keys.label(""), (self._keys.nodes, self._keys.labels, *map(self._keys.label, self.labels))
+        return not self._calls.call(b"SDIFF", nothing, *sets)
+
+    def _is_noted(self, turn: int) -> bool:
+        labels = sorted(self.labels)
+        sets = [(self._keys.nodes, self.node_id), *((self._keys.label(label), self.node_id) for label in labels)]
+        sets += [(self._keys.labels, label) for label in labels[:1]]
+        position = turn % (1 + len(sets))
+        if position == len(sets):
+            return self._finish_is_there()
+        return bool(self._calls.call(b"SISMEMBER", *sets[position]))
 
     def look_at_others(self, *, afresh: bool) -> tuple[bool, bool]:
         """Whether this node is as it should be in Redis, and whether all the others are there still.
