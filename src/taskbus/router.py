@@ -281,7 +281,9 @@ class Router(Meetings):
 
     def attend(self, waiter: Waiter, deadline: float) -> Event | None:
         """Block until ``waiter`` is resolved, or until ``deadline`` (monotonic)."""
-        return (self._life or self.life).attend(waiter, deadline)
+        life = self._life or self.life
+        life.writer.pause()
+        return life.reader.attend(waiter, deadline)
 
     def note_missed(self, event: str, count: int) -> None:
         """Count and log events that were trimmed before this node came for them."""

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from taskbus.bus.calls import Calls
 from taskbus.bus.connect import Target
 from taskbus.bus.follower import Follower, Sighting
 from taskbus.bus.guest import Guest
 from taskbus.bus.runs import list_runs, remove_run
-from taskbus.bus.wire import Calls
 from taskbus.config import RouterConfig
 from taskbus.errors import ConfigError, EncodeError
 from taskbus.router import Router

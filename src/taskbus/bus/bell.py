@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import threading
 from typing import Any
 
 __all__ = ["Bell"]
@@ -13,6 +14,7 @@ class Bell:
     """One thread waits, any thread rings; a ring while nobody waits is not lost, one while it is closed is."""
 
     def __init__(self) -> None:
+        self._lock = threading.RLock()  # a signal handler may ring while its thread does
         self._ears = self._mouth = -1
         self._poll: Any = None
         self._also = -1  # what is polled beside the bell
@@ -26,12 +28,13 @@ class Bell:
         self._poll.register(self._ears, select.POLLIN)
 
     def ring(self) -> None:
-        """Wake who waits, or will; not at the same time as :meth:`close`."""
-        if self._mouth >= 0:
-            try:
-                os.write(self._mouth, b"\0")
-            except BlockingIOError:
-                pass  # it rings already
+        """Wake who waits, or will."""
+        with self._lock:
+            if self._mouth >= 0:
+                try:
+                    os.write(self._mouth, b"\0")
+                except BlockingIOError:
+                    pass  # it rings already
 
     def wait(self, also: int = -1, timeout: float | None = None) -> bool:
         """Return when the bell rang, or when there is something to read on the descriptor ``also``: then true.
@@ -53,7 +56,8 @@ class Bell:
 
     def close(self) -> None:
         """Harmless when closed."""
-        if self._mouth >= 0:
-            os.close(self._ears)
-            os.close(self._mouth)
-            self._ears = self._mouth = -1
+        with self._lock:
+            if self._mouth >= 0:
+                os.close(self._ears)
+                os.close(self._mouth)
+                self._ears = self._mouth = -1

@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from taskbus.bus.wire import Backoff, Calls, Wire, pack
+from taskbus.bus.backoff import Backoff
+from taskbus.bus.calls import Calls
+from taskbus.bus.wire import Wire, pack
 from taskbus.errors import BusDenied, BusError, BusUnavailable
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from taskbus import codec
+from taskbus.bus.calls import Calls, check_version
 from taskbus.bus.connect import Target
 from taskbus.bus.keys import Keys
 from taskbus.bus.registry import Registry
-from taskbus.bus.wire import Calls, check_version
 from taskbus.bus.writer import Writer
 from taskbus.config import RouterConfig
 from taskbus.errors import ConfigError

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from taskbus.bus.writer import Writer
     from taskbus.config import RouterConfig
     from taskbus.dispatch import EventLoop
-    from taskbus.types import Event, Sink
+    from taskbus.types import Sink
 
 __all__ = ["Intake"]
 
@@ -143,10 +143,7 @@ class Intake:
 
     def is_listened(self, event: str) -> bool:
         """Whether somebody takes events directly; a laggard does not."""
-        for sink in self._loop.table.get(event, ()):
-            if sink.ready:
-                return True
-        return False
+        return True in [sink.ready for sink in self._loop.table.get(event, ())]
 
     def take_transient(self, event: str, data: bytes) -> None:
         """One message of a channel; dropped and counted where a listener has no room."""

@@ -14,6 +14,7 @@ from weakref import WeakSet
 
 from taskbus import codec
 from taskbus.bus.barriers import Barriers
+from taskbus.bus.calls import Calls, check_version
 from taskbus.bus.channels import Channels
 from taskbus.bus.connect import Target
 from taskbus.bus.cursor import Cursor, parse_id
@@ -26,7 +27,6 @@ from taskbus.bus.policy import warn_of_eviction
 from taskbus.bus.reader import Reader
 from taskbus.bus.registry import Registry, finish_from
 from taskbus.bus.tally import tally
-from taskbus.bus.wire import Calls, check_version
 from taskbus.bus.writer import Writer
 from taskbus.config import check_reach
 from taskbus.errors import BusDenied, BusError, BusUnavailable, Fenced, NotStarted
@@ -35,8 +35,7 @@ from taskbus.types import NodeInfo, RouterStats
 if TYPE_CHECKING:
     from taskbus.config import RouterConfig
     from taskbus.dispatch import EventLoop
-    from taskbus.types import Event, Sink
-    from taskbus.waiting import Waiter
+    from taskbus.types import Sink
 
 __all__ = ["Life"]
 
@@ -353,11 +352,6 @@ class Life:
         except BaseException:
             self.unsubscribe(sink)
             raise
-
-    def attend(self, waiter: Waiter, deadline: float) -> Event | None:
-        """Block until ``waiter`` is resolved, or until ``deadline`` (monotonic); see :meth:`Reader.attend`."""
-        self.writer.pause()
-        return self.reader.attend(waiter, deadline)
 
     def unsubscribe(self, sink: Sink) -> None:
         """Detach ``sink``; its event is read on for a while, so that the next subscription costs nothing."""

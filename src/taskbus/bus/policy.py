@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from taskbus.errors import BusError
 
 if TYPE_CHECKING:
+    from taskbus.bus.calls import Calls
     from taskbus.bus.connect import Target
-    from taskbus.bus.wire import Calls
 
 __all__ = ["warn_of_eviction"]
 

@@ -1,99 +1,64 @@
-"""The thread that reads: one blocking read over all subscribed streams, from concrete cursors of this node's own.
-
-Every subscribed stream has a shared cursor, whose events go to all ready sinks of that name. A sink that wants the past
-or has no room stands on a cursor of its own until it has caught up with the shared one. While such a laggard has room
-the stream is read from the lowest cursor, and every cursor takes what lies above it; every other time it is read for
-the shared cursor alone.
-"""
+"""Who reads: one blocking read over all subscribed streams at a time, from concrete cursors of this node's own."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
+from taskbus.bus.backoff import Backoff
 from taskbus.bus.bell import Bell
-from taskbus.bus.cursor import Cursor, EntryId, format_id, parse_id
+from taskbus.bus.calls import Calls
+from taskbus.bus.cursor import EntryId, parse_id
 from taskbus.bus.diagnose import wrong_keys
 from taskbus.bus.goals import Goals
-from taskbus.bus.streams import Laggard, Readers, Stream
-from taskbus.bus.taker import Taker
+from taskbus.bus.subscriptions import COUNT, Subscriptions, Wanted
 from taskbus.bus.turn import Turn
-from taskbus.bus.wire import NOTHING, Backoff, Calls, Wire, pack
+from taskbus.bus.wire import NOTHING, Wire
 from taskbus.errors import BusDenied, BusError, BusUnavailable, Fenced
 
 if TYPE_CHECKING:
     from taskbus.bus.connect import Target
     from taskbus.bus.keys import Keys
-    from taskbus.bus.streams import Rest
     from taskbus.bus.taker import Admission
     from taskbus.config import RouterConfig
-    from taskbus.types import Event, Sink
+    from taskbus.types import Event
     from taskbus.waiting import Waiter
 
 __all__ = ["Reader"]
 
 log = logging.getLogger("taskbus")
 
-_COUNT = 64
-_LINGER = 30.0
-_NO_STREAM = -2
 _PAUSE_WHEN_DENIED = 5.0
 _PATIENCE = 0.005
 """Seconds that a wait asks for the turn to read; the thread may be in the middle of something that takes longer."""
 
-Wanted = dict[bytes, tuple[Stream, Readers]]
 
-
-class _Plan(NamedTuple):
-    """A read as it is asked for again and again: all of the command but the ids, and where those come from."""
-
-    head: bytes
-    cursors: tuple[Cursor, ...]
-    wanted: Wanted
-    has_laggards: bool
-
-
-class Reader:
+class Reader(Subscriptions):
     """Reads for one node. One thread at a time does: its own, or the one that waits for what comes (:meth:`attend`)."""
 
     def __init__(self, config: RouterConfig, target: Target, keys: Keys, calls: Calls, node: Admission) -> None:
-        self._config = config
-        self._keys = keys
-        self._calls = calls
-        self._node = node
-        self._where = target.where
+        self._stopping = threading.Event()
+        self._blobs = Calls(target, timeout=config.op_timeout, deadline=config.op_timeout, stopping=self._stopping)
+        super().__init__(config, keys, calls, self._blobs, node, target.where)
         self._silence = config.block + 1.2
         self._wire = Wire(target, self._silence)
         self._turn = Turn()  # to use the wire
         self._bell = Bell()
-        self._plan: _Plan | None = None  # None: to be made anew
-        self._inbox_cursor = Cursor((0, 0))
         self._asked: Wanted | None = None  # the read that is in flight
         self._asked_at = 0.0
+        self._rewinds_asked = 0
         self._reply: Any = None  # of a read, where it is for the thread to look into
         self._mail: list[Any] = []  # entries of the inbox for the thread
         self._fault: BaseException | None = None  # what went wrong on another thread
         self._is_lent = False
         self._waiters: set[Waiter] = set()
-        self._stopping = threading.Event()
-        self._blobs = Calls(target, timeout=config.op_timeout, deadline=config.op_timeout, stopping=self._stopping)
-        self._lock = threading.Lock()
-        self._streams: dict[str, Stream] = {}
-        self._blocked = False
-        self._rewinds = self._rewinds_asked = 0
-        self._inbox_wrong = False
         self._any_wrong = False
-        self._without_laggards = False  # this time, so that nobody waits longer for the sake of one who is behind
-        self._next_prune = 0.0
-        self._thread = threading.Thread(target=self._run, name="taskbus-reader", daemon=True)
-        self.inbox = b""
         self._goals = Goals(keys)
-        self.taker = Taker(config, keys, self._blobs, node)
-        self.taker.part = self._part
-        self.reconnects = self.lag = 0
+        self._thread = threading.Thread(target=self._run, name="taskbus-reader", daemon=True)
+        self.reconnects = 0
         self.sign_of_life = time.monotonic()
         self.on_denied: Callable[[BusDenied], None] = lambda error: None
 
@@ -107,7 +72,7 @@ class Reader:
         """End the thread; it is waited for until ``deadline`` (monotonic)."""
         self._stopping.set()
         self._wire.abort()
-        self._ring()
+        self._bell.ring()
         self._turn.call()
         if self._wire.target.in_process:
             self.wake()  # there is no socket to cut
@@ -115,77 +80,7 @@ class Reader:
             self._thread.join(max(0.05, deadline - time.monotonic()))
         self._blobs.close()
 
-    # Subscriptions ---------------------------------------------------------------------------------------------------
-
-    def is_subscribed(self, event: str) -> bool:
-        """Whether the shared cursor of ``event`` is there, and stays: a subscription from now on costs nothing then."""
-        with self._lock:
-            stream = self._streams.get(event)
-            if stream is None or stream.shared is None:
-                return False
-            stream.listened = time.monotonic()
-            return True
-
-    def follow(self, event: str, timeout: float) -> None:
-        """Read ``event`` from where its stream ends now."""
-        key = self._keys.events(event)
-        last, count = self._calls.script("tail", (self._keys.streams, key), (event,), timeout=timeout)
-        if count == _NO_STREAM:
-            raise BusDenied(f"key {key.decode()} holds something else than a stream in Redis at {self._where}")
-        with self._lock:
-            stream = self._streams.setdefault(event, Stream(event, key))
-            stream.listened = time.monotonic()
-            if stream.shared is None:
-                stream.shared = Cursor(parse_id(last), count + 1 if count >= 0 else None)
-        self.wake(timeout)
-
-    def catch_up(self, sink: Sink, cursor: Cursor, timeout: float) -> None:
-        """Let ``sink`` take all after ``cursor``; on return it has had the first page."""
-        laggard = Laggard(sink, cursor)
-        alone = Stream(sink.event, self._keys.events(sink.event))
-        alone.laggards.append(laggard)
-        begin = b"(" + format_id(cursor.at)
-        page = self._calls.call(b"XRANGE", alone.key, begin, b"+", b"COUNT", _COUNT, timeout=timeout)
-        self.taker.take(alone, alone.readers(), page)
-        with self._lock:
-            stream = self._streams.setdefault(sink.event, alone)
-            if stream is not alone:
-                stream.laggards.append(laggard)
-        self.wake(timeout)
-
-    def forget(self, sink: Sink) -> None:
-        """Read no more for a sink that still catches up."""
-        with self._lock:
-            stream = self._streams.get(sink.event)
-            if stream is not None:
-                stream.laggards = [laggard for laggard in stream.laggards if laggard.sink is not sink]
-                stream.listened = time.monotonic()
-                self._plan = None
-
-    def resume(self, event: str) -> None:
-        """A laggard of ``event`` has room again."""
-        self.wake()
-
-    def _part(self, stream: Stream, shared: Cursor, at: EntryId, sink: Sink, rest: Rest) -> None:
-        """Let ``sink``, which had no room, go on by itself from the entry ``at``, and the others without it."""
-        with self._lock:
-            own = self._node.fall_behind(sink)
-            if own is None:
-                return
-            laggard = Laggard(sink, shared.parted(at, self._node.producer, own), rest)
-            stream.laggards = [*stream.laggards, laggard]
-            self._plan = None
-            if not self._node.is_listened(stream.event):
-                stream.shared = None
-
-    def rewind(self) -> None:
-        """Read everything again from the start, for the streams are not those that were read."""
-        with self._lock:
-            for stream in self._streams.values():
-                stream.rewind()
-            self._inbox_cursor.at = (0, 0)
-            self._rewinds += 1
-            self._plan = None
+    # Being woken ------------------------------------------------------------------------------------------------------
 
     def wake(self, timeout: float = 1.0) -> None:
         """Have the blocked read begin anew with the subscriptions as they are now."""
@@ -212,34 +107,6 @@ class Reader:
         """Make the calls that have waited for long enough."""
         self._goals.check()
 
-    def look(self) -> None:
-        """Refresh ``lag``: how many events are kept for this node's subscriptions that it has not read."""
-        with self._lock:
-            known = [
-                (stream, min(expected))
-                for stream in self._streams.values()
-                if (expected := [cursor.expected for cursor in stream.cursors() if cursor.expected])
-            ]
-        if not known:
-            self.lag = 0
-            return
-        keys = [stream.key for stream, _ in known]
-        tails = self._calls.script("tail", (self._keys.streams, *keys), [stream.event for stream, _ in known])
-        self.lag = sum(max(0, tails[2 * i + 1] - expected + 1) for i, (_, expected) in enumerate(known))
-
-    @property
-    def is_behind(self) -> bool:
-        """Whether some sink is full, so that there is more to read than is read."""
-        return any(laggard.rest is not None for stream in list(self._streams.values()) for laggard in stream.laggards)
-
-    def has_read(self, counts: Mapping[str, int]) -> bool:
-        """Whether it waits for news, and has handed over all events up to these numbers of each name; for tests."""
-        with self._lock:
-            return self._blocked and all(
-                not stream.laggards and (stream.shared is None or stream.shared.has_passed(counts.get(stream.event, 0)))
-                for stream in self._streams.values()
-            )
-
     # Reading on the thread that waits --------------------------------------------------------------------------------
 
     def attend(self, waiter: Waiter, deadline: float) -> Event | None:
@@ -250,7 +117,7 @@ class Reader:
         """
         self._waiters.add(waiter)
         try:
-            if not waiter.is_resolved and len(self._waiters) == 1 and self._borrow():
+            if len(self._waiters) == 1 and not waiter.is_resolved and deadline > time.monotonic() and self._borrow():
                 try:
                     self._lead(waiter, deadline)
                 finally:
@@ -265,8 +132,10 @@ class Reader:
         if self._is_lent or self._wire.descriptor < 0:
             return False
         self._turn.is_wanted = True
-        self._ring()
-        return self._turn.borrow(_PATIENCE)
+        self._bell.ring()
+        has_turn = self._turn.borrow(_PATIENCE)
+        self._turn.is_wanted = False
+        return has_turn
 
     def _lead(self, waiter: Waiter, deadline: float) -> None:
         self._is_lent = True
@@ -274,7 +143,7 @@ class Reader:
             while self._is_plain():
                 if self._asked is None:
                     self._ask()
-                waiter.alarm = self._ring
+                waiter.alarm = self._bell.ring
                 if waiter.is_resolved:
                     return
                 left = min(deadline, self._asked_at + self._silence) - time.monotonic()
@@ -317,10 +186,6 @@ class Reader:
     def _has_laggards(self) -> bool:
         return any(stream.laggards for stream in list(self._streams.values()))
 
-    def _ring(self) -> None:
-        with self._lock:
-            self._bell.ring()
-
     # The thread ------------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -359,8 +224,7 @@ class Reader:
             self._wire.close()
             self._stopping.wait(pause)
         self._wire.close()
-        with self._lock:
-            self._bell.close()
+        self._bell.close()
 
     def _forget_read(self) -> None:
         with self._lock:
@@ -420,32 +284,6 @@ class Reader:
         ids = [b"%d-%d" % cursor.at for cursor in plan.cursors]
         self._wire.send([plan.head + b"".join([b"$%d\r\n%b\r\n" % (len(at), at) for at in ids])])
 
-    def _make_plan(self) -> _Plan:
-        wanted: Wanted = {}
-        keys: list[bytes] = []
-        cursors: list[Cursor] = []
-        has_laggards = hurry = False
-        self._without_laggards = not self._without_laggards
-        for stream in self._streams.values():
-            for laggard in stream.laggards:
-                laggard.retry()
-                has_laggards = True
-            readers = stream.readers()
-            if self._without_laggards and readers.laggards and readers.shared is not None:
-                readers, hurry = Readers(readers.shared, ()), True
-            own = readers.cursors()
-            if own and not stream.wrong:
-                wanted[stream.key] = stream, readers
-                keys.append(stream.key)
-                cursors.append(own[0] if len(own) == 1 else min(own, key=lambda cursor: cursor.at))
-        if not self._inbox_wrong:
-            keys.append(self.inbox)
-            cursors.append(self._inbox_cursor)
-        block = () if hurry else (b"BLOCK", int(self._config.block * 1000))
-        whole = pack(b"XREAD", b"COUNT", _COUNT, *block, b"STREAMS", *keys, *[b"" for _ in keys])
-        head = whole[: len(whole) - len(keys) * len(b"$0\r\n\r\n")]
-        return _Plan(head, tuple(cursors), wanted, has_laggards)
-
     def _take(self, deadline: float | None = None) -> None:
         """Hand over what a read has brought.
 
@@ -475,7 +313,7 @@ class Reader:
             entries = pages.get(key, ())
             if entries:
                 self.taker.take(stream, readers, entries, deadline)
-            if readers.laggards and len(entries) < _COUNT:
+            if readers.laggards and len(entries) < COUNT:
                 self._merge(stream, readers)
         if deadline is None:
             if self.taker.gone_back:
@@ -516,16 +354,6 @@ class Reader:
                 self.taker.warn(key.decode(), "%s", error, every=10.0)
                 self.on_denied(error)
 
-    def _prune(self) -> None:
-        now = time.monotonic()
-        self._next_prune = now + 1.0
-        for event, stream in list(self._streams.items()):
-            if stream.laggards or self._node.is_listened(event):
-                stream.listened = now
-            elif now - stream.listened > _LINGER:
-                del self._streams[event]
-                self._plan = None
-
     def _take_inbox(self, entries: Sequence[Any], *, later: bool = False) -> None:
         for entry_id, fields in entries:
             self._inbox_cursor.at = max(self._inbox_cursor.at, parse_id(entry_id))
@@ -534,21 +362,6 @@ class Reader:
                 continue
             self._node.on_inbox(dict(zip(fields[::2], fields[1::2], strict=False)))
 
-    def _merge(self, stream: Stream, readers: Readers) -> None:
-        """Join laggards to the shared cursor: the page that all of them took ended with the stream."""
-        took = dict(readers.laggards)
-        with self._lock:
-            if stream.shared is not readers.shared:
-                return
-            left = []
-            for laggard in stream.laggards:
-                behind = laggard.rest is not None or took.get(laggard) is not laggard.cursor
-                if behind or not self._node.merge(laggard.sink, laggard.cursor):
-                    left.append(laggard)
-                elif stream.shared is None:
-                    stream.shared = laggard.cursor
-            stream.laggards = left
-
     def _explain_going_back(self) -> None:
         """A stream counts from an earlier number: Redis has lost its end, or all of it."""
         rewinds = self._rewinds_asked
@@ -556,25 +369,3 @@ class Reader:
         if self._rewinds == rewinds:  # it is the same run still, and nobody has reported this yet
             self._compare_tails(self.taker.gone_back)
         self.taker.gone_back = []
-
-    def _compare_tails(self, known: Sequence[str] = ()) -> None:
-        """A stream that ends before its cursor, or has counted less, has lost its end: it is read again."""
-        with self._lock:
-            streams = list(self._streams.values())
-        if not streams:
-            return
-        tails = self._calls.script(
-            "tail", (self._keys.streams, *(stream.key for stream in streams)), [stream.event for stream in streams]
-        )
-        lost = list(known)
-        for position, stream in enumerate(streams):
-            last, count = parse_id(tails[2 * position]), tails[2 * position + 1]
-            with self._lock:
-                cursors = stream.cursors()
-                read = max((cursor.expected or 1) - 1 for cursor in cursors) if cursors else 0
-                if 0 <= count < read or any((0, 0) != last < cursor.at for cursor in cursors):
-                    lost.append(f"event {stream.event!r} ends at {count}, this node had read up to {read}")
-                    stream.rewind(last)
-                    self._plan = None
-        if lost:
-            self._node.on_state_loss("; ".join(lost))

@@ -15,9 +15,9 @@ from taskbus.errors import Fenced, NodeIdTaken
 from taskbus.types import FinishInfo, NodeInfo
 
 if TYPE_CHECKING:
+    from taskbus.bus.calls import Calls
     from taskbus.bus.cursor import EntryId
     from taskbus.bus.keys import Keys
-    from taskbus.bus.wire import Calls
     from taskbus.config import RouterConfig
 
 __all__ = ["Registry", "finish_from"]

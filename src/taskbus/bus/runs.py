@@ -11,7 +11,7 @@ from taskbus.bus.guest import Guest
 from taskbus.errors import BusDenied
 
 if TYPE_CHECKING:
-    from taskbus.bus.wire import Calls
+    from taskbus.bus.calls import Calls
     from taskbus.config import RouterConfig
     from taskbus.types import FinishInfo
 

@@ -14,10 +14,10 @@ from taskbus.errors import BusDenied, DecodeError
 from taskbus.types import Page
 
 if TYPE_CHECKING:
+    from taskbus.bus.calls import Calls
     from taskbus.bus.cursor import Cursor, EntryId
     from taskbus.bus.keys import Keys
     from taskbus.bus.streams import Readers, Rest, Stream
-    from taskbus.bus.wire import Calls
     from taskbus.config import RouterConfig
     from taskbus.types import Event, Sink
 

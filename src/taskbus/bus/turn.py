@@ -1,4 +1,4 @@
-"""Who minds a wire: the thread that is there for it, or, because that is a hop less, whoever waits for what it brings."""
+"""Who minds a wire: the thread that is there for it, or whoever waits for what it brings, which is a hop less."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 __all__ = ["GRACE", "Turn"]
 
 GRACE: Final = 0.02
-"""Seconds for which the thread leaves the wire alone when it was given back, since its last user tends to come again."""
+"""Seconds for which the owner leaves alone what was given back, because who has used it tends to come again."""
 
 
 class Turn:

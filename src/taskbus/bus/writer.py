@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from redis import exceptions as driver
 
+from taskbus.bus.backoff import Backoff
 from taskbus.bus.batch import Batch, Packer
 from taskbus.bus.outbox import Outbox
 from taskbus.bus.scripts import load
 from taskbus.bus.turn import GRACE
-from taskbus.bus.wire import NOTHING, Backoff, Wire
+from taskbus.bus.wire import NOTHING, Wire
 from taskbus.errors import BusDenied, BusError, BusUnavailable, Fenced, NotAcknowledged
 
 if TYPE_CHECKING:
@@ -131,7 +132,8 @@ class Writer(Outbox):
     # another thread and back takes longer (30 us on one CPU) than Redis takes for the event.
 
     def _begin(self, size: int) -> Callable[[], None] | None:
-        if size > _SENT_AT_ONCE or self._wire.descriptor < 0 or self._is_burst() or not self._turn.acquire(blocking=False):
+        alone = size <= _SENT_AT_ONCE and self._wire.descriptor >= 0 and not self._is_burst()
+        if not alone or not self._turn.acquire(blocking=False):
             return super()._begin(size)
         batch = self._begun = self._new_batch()
         self._has_begun = True
@@ -208,7 +210,8 @@ class Writer(Outbox):
     def _done(self, batch: Batch) -> None:
         self.sign_of_life = time.monotonic()
         if batch.durable:
-            self._history.append((batch.number, tuple([(item.event, item.first, item.count) for item in batch.durable])))
+            ranges = tuple([(item.event, item.first, item.count) for item in batch.durable])
+            self._history.append((batch.number, ranges))
         if self._settle(batch.frames):
             log.warning("Redis at %s takes events again", self._where)
 

@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from taskbus.bus.wire import Arg, Wire, check_version, pack
+from taskbus.bus.calls import check_version
+from taskbus.bus.wire import Arg, Wire, pack
 from taskbus.errors import BusError, ConfigError
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from taskbus.bus.backoff import Backoff
 from taskbus.bus.follower import Follower, Sighting
-from taskbus.bus.wire import Backoff
 from taskbus.cli.common import (
     FAILED,
     OK,

@@ -1,0 +1,250 @@
+"""What a reader reads: the subscribed streams, who stands where in each of them, and the command that asks for more.
+
+Every subscribed stream has a shared cursor, whose events go to all ready sinks of that name. A sink that wants the past
+or has no room stands on a cursor of its own until it has caught up with the shared one. While such a laggard has room
+the stream is read from the lowest cursor, and every cursor takes what lies above it; every other time it is read for
+the shared cursor alone.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from taskbus.bus.cursor import Cursor, EntryId, format_id, parse_id
+from taskbus.bus.streams import Laggard, Readers, Stream
+from taskbus.bus.taker import Taker
+from taskbus.bus.wire import pack
+from taskbus.errors import BusDenied
+
+if TYPE_CHECKING:
+    from taskbus.bus.calls import Calls
+    from taskbus.bus.keys import Keys
+    from taskbus.bus.streams import Rest
+    from taskbus.bus.taker import Admission
+    from taskbus.config import RouterConfig
+    from taskbus.types import Sink
+
+__all__ = ["COUNT", "Plan", "Subscriptions", "Wanted"]
+
+COUNT = 64
+"""Entries of one stream that are read at once."""
+
+_LINGER = 30.0
+_NO_STREAM = -2
+
+Wanted = dict[bytes, tuple[Stream, Readers]]
+
+
+class Plan(NamedTuple):
+    """A read as it is asked for again and again: all of the command but the ids, and where those come from."""
+
+    head: bytes
+    cursors: tuple[Cursor, ...]
+    wanted: Wanted
+    has_laggards: bool
+
+
+class Subscriptions:
+    """The callers' side of the reader: takes subscriptions from any thread, and has them read."""
+
+    def __init__(
+        self, config: RouterConfig, keys: Keys, calls: Calls, blobs: Calls, node: Admission, where: str
+    ) -> None:
+        self._config = config
+        self._keys = keys
+        self._calls = calls
+        self._node = node
+        self._where = where
+        self._lock = threading.Lock()
+        self._streams: dict[str, Stream] = {}
+        self._plan: Plan | None = None  # None: to be made anew
+        self._blocked = False  # a read waits for news
+        self._rewinds = 0
+        self._inbox_cursor = Cursor((0, 0))
+        self._inbox_wrong = False
+        self._without_laggards = False  # this time, so that nobody waits longer for the sake of one who is behind
+        self._next_prune = 0.0
+        self.inbox = b""
+        self.taker = Taker(config, keys, blobs, node)
+        self.taker.part = self._part
+        self.lag = 0
+
+    def wake(self, timeout: float = 1.0) -> None:
+        """Have the streams read as they are subscribed now."""
+        raise NotImplementedError
+
+    def is_subscribed(self, event: str) -> bool:
+        """Whether the shared cursor of ``event`` is there, and stays: a subscription from now on costs nothing then."""
+        with self._lock:
+            stream = self._streams.get(event)
+            if stream is None or stream.shared is None:
+                return False
+            stream.listened = time.monotonic()
+            return True
+
+    def follow(self, event: str, timeout: float) -> None:
+        """Read ``event`` from where its stream ends now."""
+        key = self._keys.events(event)
+        last, count = self._calls.script("tail", (self._keys.streams, key), (event,), timeout=timeout)
+        if count == _NO_STREAM:
+            raise BusDenied(f"key {key.decode()} holds something else than a stream in Redis at {self._where}")
+        with self._lock:
+            stream = self._streams.setdefault(event, Stream(event, key))
+            stream.listened = time.monotonic()
+            if stream.shared is None:
+                stream.shared = Cursor(parse_id(last), count + 1 if count >= 0 else None)
+        self.wake(timeout)
+
+    def catch_up(self, sink: Sink, cursor: Cursor, timeout: float) -> None:
+        """Let ``sink`` take all after ``cursor``; on return it has had the first page."""
+        laggard = Laggard(sink, cursor)
+        alone = Stream(sink.event, self._keys.events(sink.event))
+        alone.laggards.append(laggard)
+        begin = b"(" + format_id(cursor.at)
+        page = self._calls.call(b"XRANGE", alone.key, begin, b"+", b"COUNT", COUNT, timeout=timeout)
+        self.taker.take(alone, alone.readers(), page)
+        with self._lock:
+            stream = self._streams.setdefault(sink.event, alone)
+            if stream is not alone:
+                stream.laggards.append(laggard)
+        self.wake(timeout)
+
+    def forget(self, sink: Sink) -> None:
+        """Read no more for a sink that still catches up."""
+        with self._lock:
+            stream = self._streams.get(sink.event)
+            if stream is not None:
+                stream.laggards = [laggard for laggard in stream.laggards if laggard.sink is not sink]
+                stream.listened = time.monotonic()
+                self._plan = None
+
+    def resume(self, event: str) -> None:
+        """A laggard of ``event`` has room again."""
+        self.wake()
+
+    def _part(self, stream: Stream, shared: Cursor, at: EntryId, sink: Sink, rest: Rest) -> None:
+        """Let ``sink``, which had no room, go on by itself from the entry ``at``, and the others without it."""
+        with self._lock:
+            own = self._node.fall_behind(sink)
+            if own is None:
+                return
+            laggard = Laggard(sink, shared.parted(at, self._node.producer, own), rest)
+            stream.laggards = [*stream.laggards, laggard]
+            self._plan = None
+            if not self._node.is_listened(stream.event):
+                stream.shared = None
+
+    def rewind(self) -> None:
+        """Read everything again from the start, for the streams are not those that were read."""
+        with self._lock:
+            for stream in self._streams.values():
+                stream.rewind()
+            self._inbox_cursor.at = (0, 0)
+            self._rewinds += 1
+            self._plan = None
+
+    def look(self) -> None:
+        """Refresh ``lag``: how many events are kept for this node's subscriptions that it has not read."""
+        with self._lock:
+            known = [
+                (stream, min(expected))
+                for stream in self._streams.values()
+                if (expected := [cursor.expected for cursor in stream.cursors() if cursor.expected])
+            ]
+        if not known:
+            self.lag = 0
+            return
+        keys = [stream.key for stream, _ in known]
+        tails = self._calls.script("tail", (self._keys.streams, *keys), [stream.event for stream, _ in known])
+        self.lag = sum(max(0, tails[2 * i + 1] - expected + 1) for i, (_, expected) in enumerate(known))
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether some sink is full, so that there is more to read than is read."""
+        return any(laggard.rest is not None for stream in list(self._streams.values()) for laggard in stream.laggards)
+
+    def has_read(self, counts: Mapping[str, int]) -> bool:
+        """Whether it waits for news, and has handed over all events up to these numbers of each name; for tests."""
+        with self._lock:
+            return self._blocked and all(
+                not stream.laggards and (stream.shared is None or stream.shared.has_passed(counts.get(stream.event, 0)))
+                for stream in self._streams.values()
+            )
+
+    # For the one who reads -------------------------------------------------------------------------------------------
+
+    def _make_plan(self) -> Plan:
+        wanted: Wanted = {}
+        keys: list[bytes] = []
+        cursors: list[Cursor] = []
+        has_laggards = hurry = False
+        self._without_laggards = not self._without_laggards
+        for stream in self._streams.values():
+            for laggard in stream.laggards:
+                laggard.retry()
+                has_laggards = True
+            readers = stream.readers()
+            if self._without_laggards and readers.laggards and readers.shared is not None:
+                readers, hurry = Readers(readers.shared, ()), True
+            own = readers.cursors()
+            if own and not stream.wrong:
+                wanted[stream.key] = stream, readers
+                keys.append(stream.key)
+                cursors.append(own[0] if len(own) == 1 else min(own, key=lambda cursor: cursor.at))
+        if not self._inbox_wrong:
+            keys.append(self.inbox)
+            cursors.append(self._inbox_cursor)
+        block = () if hurry else (b"BLOCK", int(self._config.block * 1000))
+        whole = pack(b"XREAD", b"COUNT", COUNT, *block, b"STREAMS", *keys, *[b"" for _ in keys])
+        head = whole[: len(whole) - len(keys) * len(b"$0\r\n\r\n")]
+        return Plan(head, tuple(cursors), wanted, has_laggards)
+
+    def _prune(self) -> None:
+        now = time.monotonic()
+        self._next_prune = now + 1.0
+        for event, stream in list(self._streams.items()):
+            if stream.laggards or self._node.is_listened(event):
+                stream.listened = now
+            elif now - stream.listened > _LINGER:
+                del self._streams[event]
+                self._plan = None
+
+    def _merge(self, stream: Stream, readers: Readers) -> None:
+        """Join laggards to the shared cursor: the page that all of them took ended with the stream."""
+        took = dict(readers.laggards)
+        with self._lock:
+            if stream.shared is not readers.shared:
+                return
+            left = []
+            for laggard in stream.laggards:
+                behind = laggard.rest is not None or took.get(laggard) is not laggard.cursor
+                if behind or not self._node.merge(laggard.sink, laggard.cursor):
+                    left.append(laggard)
+                elif stream.shared is None:
+                    stream.shared = laggard.cursor
+            stream.laggards = left
+
+    def _compare_tails(self, known: Sequence[str] = ()) -> None:
+        """A stream that ends before its cursor, or has counted less, has lost its end: it is read again."""
+        with self._lock:
+            streams = list(self._streams.values())
+        if not streams:
+            return
+        tails = self._calls.script(
+            "tail", (self._keys.streams, *(stream.key for stream in streams)), [stream.event for stream in streams]
+        )
+        lost = list(known)
+        for position, stream in enumerate(streams):
+            last, count = parse_id(tails[2 * position]), tails[2 * position + 1]
+            with self._lock:
+                cursors = stream.cursors()
+                read = max((cursor.expected or 1) - 1 for cursor in cursors) if cursors else 0
+                if 0 <= count < read or any((0, 0) != last < cursor.at for cursor in cursors):
+                    lost.append(f"event {stream.event!r} ends at {count}, this node had read up to {read}")
+                    stream.rewind(last)
+                    self._plan = None
+        if lost:
+            self._node.on_state_loss("; ".join(lost))
