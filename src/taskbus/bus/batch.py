@@ -65,6 +65,10 @@ class Batch:
         return parts
 
 
+_ONE_FRAME = b"%b" + 6 * b"$%d\r\n%b\r\n"
+_BEGINS_KNOWN = 1000
+
+
 def _bulk(argument: bytes) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(argument), argument)
 
@@ -79,7 +83,7 @@ class Packer:
         self._blobs = 0
         self._event_at = len(keys.events(""))
         self._life = int(config.retention_seconds * 1000)
-        # What is the same in every call is packed once: to pack it all took a fifth of an emit.
+        self._begins: dict[tuple[bytes, bytes], bytes] = {}
         self._keys_of_all = _bulk(keys.producer(producer)) + _bulk(keys.streams)
         limits = (config.retention_events, config.retention_bytes, self._life, int(config.run_ttl * 1000), keys.prefix)
         self._limits = _bulk(" ".join(map(str, limits)).encode())
@@ -107,17 +111,37 @@ class Packer:
 
     def command(self, how: bytes, script: bytes, batch: Batch) -> bytes:
         """The call of the append script for a packed batch."""
-        streams, values = batch.streams, batch.values
-        return b"".join(
-            (
-                b"*%d\r\n" % (7 + 6 * len(streams)),
-                *map(_bulk, (how, script, b"%d" % (2 + len(streams)))),
-                self._keys_of_all,
-                *map(_bulk, streams),
-                self._limits,
-                *map(_bulk, (b"%d" % batch.number, *values)),
-            )
+        streams = batch.streams
+        if len(streams) != 1:
+            return self._begin(how, script, streams) + b"".join(map(_bulk, (b"%d" % batch.number, *batch.values)))
+        # As nearly every call: with what is the same in all for this stream packed once, a fifth of an emit less.
+        begin = self._begins.get((how, streams[0]))
+        if begin is None:
+            if len(self._begins) >= _BEGINS_KNOWN:
+                self._begins.clear()
+            begin = self._begins[how, streams[0]] = self._begin(how, script, streams)
+        number = b"%d" % batch.number
+        event, count, size, data, blob = batch.values
+        return _ONE_FRAME % (
+            begin,
+            len(number),
+            number,
+            len(event),
+            event,
+            len(count),
+            count,
+            len(size),
+            size,
+            len(data),
+            data,
+            len(blob),
+            blob,
         )
+
+    def _begin(self, how: bytes, script: bytes, streams: Sequence[bytes]) -> bytes:
+        count = b"*%d\r\n" % (7 + 6 * len(streams))
+        opening = b"".join(map(_bulk, (how, script, b"%d" % (2 + len(streams)))))
+        return b"".join((count, opening, self._keys_of_all, *map(_bulk, streams), self._limits))
 
     def _beside(self, item: OpenFrame, stream: bytes, batch: Batch) -> tuple[bytes, bytes]:
         self._blobs += 1

@@ -80,8 +80,8 @@ local function recount(stream)
   local entries = redis.pcall('XREVRANGE', stream, '+', '-', 'COUNT', 20)
   for _, entry in ipairs(entries) do
     local data = entry[2][2]
-    if entry[2][1] == 'f' and string.sub(data, 1, 4) == '\245tbf' and #data >= 14 then
-      local a, b, c, d = string.byte(data, 11, 14)
+    if entry[2][1] == 'f' and string.sub(data, 1, 4) == '\245tbf' and #data >= 18 then
+      local a, b, c, d = string.byte(data, 15, 18)
       return tonumber(string.match(entry[1], '%-(%d+)$')) - 1 + a + 256 * (b + 256 * (c + 256 * d))
     end
   end
