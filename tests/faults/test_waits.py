@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
@@ -16,7 +17,7 @@ from taskbus.errors import Fenced, NotStarted, RunFinished, WaitTimeout
 from taskbus.proxy import Proxy
 from taskbus.testing import RedisServer, until
 from taskbus.waiting import Trail
-from tests.faults.conftest import scaled
+from tests.faults.conftest import BUSY, FULL, scaled
 
 PAUSE = threading.Event()
 StartTask = Callable[..., Task]
@@ -48,14 +49,16 @@ def sinks(task: Task, event: str) -> list[str]:
     return [type(sink).__name__ for sink in task._link.loop.sinks(event)]
 
 
+@pytest.mark.timeout(scaled(60, 300))
 @pytest.mark.parametrize("since", ["last", "start"])
 def test_p0_20_no_wake_up_is_lost_around_the_begin_of_a_wait(since: str, start_task: StartTask) -> None:
     a, b = start_task(), start_task()
     missed: list[int] = []
+    jitter = 0.05 if FULL else 0.004
     with ThreadPoolExecutor(1) as pool:
         for shot in range(scaled(300, 2000)):
             event = "x" if since == "last" else f"x.{shot}"
-            ahead, behind = random.uniform(0, 0.004), random.uniform(0, 0.004)
+            ahead, behind = random.uniform(0, jitter), random.uniform(0, jitter)
 
             def emit(shot: int = shot, event: str = event, pause: float = ahead) -> None:
                 PAUSE.wait(pause)
@@ -81,11 +84,41 @@ def test_p0_20_whatever_is_emitted_after_the_registration_arrives(start_task: St
             assert waiting.result(15) == ((shot,), {})
 
 
+class Stalls:
+    """How late plain waits of a thread are meanwhile: what a busy machine adds to every wait."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        while True:
+            began = time.monotonic()
+            if self._over.wait(0.01):
+                return
+            self.longest = max(self.longest, time.monotonic() - began - 0.01)
+
+    def __enter__(self) -> Stalls:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+TIMEOUTS = (0, 0.01, 0.3, 5.0)
+
+
+@pytest.mark.timeout(scaled(60, 300))
 @pytest.mark.parametrize("fault", ["none", "frozen", "black hole", "killed"])
 def test_p0_21_a_timeout_comes_on_time(
     fault: str, start_task: StartTask, redis_server: RedisServer, proxy: Proxy
 ) -> None:
-    a = start_task(proxy.url, node_id="a")
+    """On an event that is read already and on one that is new, in both outcomes; and it leaves nothing behind."""
+    # The proxy is only there where it has to be: it shares this process, and its threads with the waits.
+    a = start_task(proxy.url if fault == "black hole" else redis_server.url, node_id="a")
     assert a.wait_for("warm", timeout=0.01, since="last") is None
     if fault == "frozen":
         redis_server.freeze()
@@ -93,23 +126,26 @@ def test_p0_21_a_timeout_comes_on_time(
         proxy.blackhole()
     elif fault == "killed":
         redis_server.kill()
-    slack = 0.06 if fault == "none" else 0.3
-    late: list[str] = []
-    for event in ("warm", "cold"):
-        for since in ("now", "last", "start"):
-            for timeout in (0, 0.01, 0.3):
-                for as_error in (False, True):
-                    began = time.monotonic()
-                    if as_error:
-                        with pytest.raises(WaitTimeout):
-                            a.wait_for(event, timeout, False, since=since)
-                    else:
-                        assert a.wait_for(event, timeout, since=since) is None
-                    took = time.monotonic() - began
-                    assert took > timeout - 0.001
-                    if took > timeout + slack:
-                        late.append(f"{event} {since} {timeout}: {took:.3f} s")
-    assert len(late) <= 2, late  # a busy machine may be late now and then
+
+    def too_late(event: str, since: Any, timeout: float, as_error: bool) -> float:
+        began = time.monotonic()
+        if as_error:
+            with pytest.raises(WaitTimeout):
+                a.wait_for(event, timeout, False, since=since)
+        else:
+            assert a.wait_for(event, timeout, since=since) is None
+        return time.monotonic() - began - timeout
+
+    calls = list(itertools.product(("warm", "cold"), ("now", "last", "start"), TIMEOUTS, (False, True)))
+    calls *= scaled(1, 21)  # 1008
+    random.shuffle(calls)
+    with ThreadPoolExecutor(4) as short, ThreadPoolExecutor(20) as long, Stalls() as stalls:
+        waits = [(long if call[2] > 1 else short).submit(too_late, *call) for call in calls]
+        errors = sorted(wait.result() for wait in waits)
+    assert errors[0] > -0.001
+    slack = (0.06 if fault == "none" else 0.3) + stalls.longest
+    assert errors[-1] <= slack + BUSY, errors[-5:]
+    assert errors[len(errors) // 2] <= slack, errors[-5:]
     assert [name for event in ("warm", "cold") for name in sinks(a, event) if name != "Trail"] == []
     assert not a._waits._open
     proxy.heal()

@@ -82,9 +82,9 @@ class Target:
                 "socket_connect_timeout": self._timeout,
                 "socket_timeout": self._timeout,
                 "retry": Retry(NoBackoff(), 0),
-                "protocol": 2,
                 "driver_info": None,
                 **self._settings,
+                "protocol": 2,  # whatever the URL asks for
             }
         )
 
