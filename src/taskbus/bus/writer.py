@@ -102,8 +102,10 @@ class Writer(Outbox):
 
     def _next_batch(self) -> Batch | None:
         """What leaves together; waits for it, and is ``None`` when it is time to end."""
-        while not self._stopping.is_set():
+        while True:
             with self._lock:
+                if self._stopping.is_set():
+                    return None  # looked at under the lock, for `fail` rings only for a thread that is idle
                 self._rests = False
                 batch, self._begun = self._begun, None
                 if batch is None and self._frames:
@@ -121,7 +123,6 @@ class Writer(Outbox):
             with self._lock:
                 if is_news and self._idle:
                     self._wire.close()  # nothing was asked, so what is there to read is the end of the connection
-        return None
 
     def _new_batch(self) -> Batch:
         batch = Batch(self._take(), self._batch)
