@@ -76,6 +76,9 @@ class Standalone:
     def unsubscribe(self, sink: Sink) -> None:
         self.loop.remove(sink)
 
+    def fall_behind(self, sink: Sink) -> None:
+        """Nothing is kept, so nobody can come back to it."""
+
     def note_missed(self, event: str, count: int) -> None:
         """Nothing is kept, so nothing is trimmed."""
 

@@ -166,6 +166,9 @@ class Link(Protocol):
 
     def unsubscribe(self, sink: Sink) -> None: ...
 
+    def fall_behind(self, sink: Sink) -> None:
+        """Have ``sink`` take no events directly any more, but from the run, as it has room; soon."""
+
     def note_missed(self, event: str, count: int) -> None:
         """Count and log events that were trimmed before this node came for them."""
 

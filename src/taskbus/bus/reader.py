@@ -58,6 +58,7 @@ class Reader:
         self._rewinds = 0
         self._inbox_wrong = False
         self._any_wrong = False
+        self._full: set[Sink] = set()
         self._without_laggards = False  # this time, so that nobody waits longer for the sake of one who is behind
         self._next_prune = 0.0
         self._thread = threading.Thread(target=self._run, name="taskbus-reader", daemon=True)
@@ -130,20 +131,22 @@ class Reader:
                 stream.laggards = [laggard for laggard in stream.laggards if laggard.sink is not sink]
                 stream.listened = time.monotonic()
 
-    def resume(self, event: str) -> None:
-        """A laggard of ``event`` has room again."""
-        self.wake()
-
-    def _part(self, stream: Stream, shared: Cursor, at: EntryId, sink: Sink, rest: Rest) -> None:
-        """Let ``sink``, which had no room, go on by itself from the entry ``at``, and the others without it."""
+    def fall_behind(self, sink: Sink) -> None:
+        """Have ``sink`` go on by itself before the next read, from where its stream has been read."""
         with self._lock:
-            own = self._node.fall_behind(sink)
-            if own is None:
-                return
-            laggard = Laggard(sink, shared.parted(at, self._node.producer, own), rest)
-            stream.laggards = [*stream.laggards, laggard]
-            if not self._node.is_listened(stream.event):
-                stream.shared = None
+            self._full.add(sink)
+
+    def _part(self, stream: Stream, shared: Cursor, at: EntryId, sink: Sink, rest: Rest | None) -> None:
+        with self._lock:
+            stream.part(self._node, shared, at, sink, rest)
+
+    def _part_full(self) -> None:
+        with self._lock:
+            full, self._full = self._full, set()
+            for sink in full:
+                stream = self._streams.get(sink.event)
+                if stream is not None and stream.shared is not None and sink.ready:
+                    stream.part(self._node, stream.shared, stream.shared.at, sink, None)
 
     def rewind(self) -> None:
         """Read everything again from the start, for the streams are not those that were read."""
@@ -181,7 +184,7 @@ class Reader:
             known = [
                 (stream, min(expected))
                 for stream in self._streams.values()
-                if (expected := [cursor.expected for cursor in stream.cursors() if cursor.expected])
+                if (expected := [cursor.expected for cursor in stream.awaited() if cursor.expected])
             ]
         if not known:
             self.lag = 0
@@ -193,13 +196,15 @@ class Reader:
     @property
     def is_behind(self) -> bool:
         """Whether some sink is full, so that there is more to read than is read."""
-        return any(laggard.rest is not None for stream in list(self._streams.values()) for laggard in stream.laggards)
+        laggards = [laggard for stream in list(self._streams.values()) for laggard in stream.laggards]
+        return any(not laggard.has_room and not laggard.is_parked for laggard in laggards)
 
     def has_read(self, counts: Mapping[str, int]) -> bool:
         """Whether it waits for news, and has handed over all events up to these numbers of each name; for tests."""
         with self._lock:
             return self._blocked and all(
-                not stream.laggards and (stream.shared is None or stream.shared.has_passed(counts.get(stream.event, 0)))
+                all(laggard.is_parked for laggard in stream.laggards)
+                and (stream.shared is None or stream.shared.has_passed(counts.get(stream.event, 0)))
                 for stream in self._streams.values()
             )
 
@@ -234,6 +239,7 @@ class Reader:
                     "reading from Redis at %s failed in an unforeseen way; the reader tries again", self._where
                 )
             self._wire.close()
+            self._part_full()
             self._stopping.wait(pause)
         self._wire.close()
 
@@ -248,6 +254,7 @@ class Reader:
     def _read_once(self) -> None:
         if self._any_wrong:
             self._look_for_wrong()
+        self._part_full()
         self._goals.look(self._wire, list(self._streams.values()))
         self._goals.check()
         wanted: dict[bytes, tuple[Stream, Readers]] = {}
@@ -283,7 +290,8 @@ class Reader:
             entries = pages.get(key, ())
             self.taker.take(stream, readers, entries)
             if readers.laggards and len(entries) < _COUNT:
-                self._merge(stream, readers)
+                with self._lock:
+                    stream.merge(self._node, readers)
         if self.taker.gone_back:
             self._explain_going_back(rewinds)
         self._goals.check()
@@ -346,21 +354,6 @@ class Reader:
         for entry_id, fields in entries:
             self.inbox_at = parse_id(entry_id)
             self._node.on_inbox(dict(zip(fields[::2], fields[1::2], strict=False)))
-
-    def _merge(self, stream: Stream, readers: Readers) -> None:
-        """Join laggards to the shared cursor: the page that all of them took ended with the stream."""
-        took = dict(readers.laggards)
-        with self._lock:
-            if stream.shared is not readers.shared:
-                return
-            left = []
-            for laggard in stream.laggards:
-                behind = laggard.rest is not None or took.get(laggard) is not laggard.cursor
-                if behind or not self._node.merge(laggard.sink, laggard.cursor):
-                    left.append(laggard)
-                elif stream.shared is None:
-                    stream.shared = laggard.cursor
-            stream.laggards = left
 
     def _explain_going_back(self, rewinds: int) -> None:
         """A stream counts from an earlier number: Redis has lost its end, or all of it."""
