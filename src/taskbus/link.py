@@ -79,6 +79,9 @@ class Standalone:
     def attend(self, waiter: Waiter, deadline: float) -> Event | None:
         return waiter.wait(deadline)
 
+    def fall_behind(self, sink: Sink) -> None:
+        """Nothing is kept, so nobody can come back to it."""
+
     def note_missed(self, event: str, count: int) -> None:
         """Nothing is kept, so nothing is trimmed."""
 

@@ -285,6 +285,10 @@ class Router(Meetings):
         life.writer.pause()
         return life.reader.attend(waiter, deadline)
 
+    def fall_behind(self, sink: Sink) -> None:
+        """Have ``sink`` take no events directly any more, but from the run, as it has room; soon."""
+        self.life.reader.fall_behind(sink)
+
     def note_missed(self, event: str, count: int) -> None:
         """Count and log events that were trimmed before this node came for them."""
         self.life.reader.taker.note_missed(event, count)

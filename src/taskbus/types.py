@@ -169,6 +169,9 @@ class Link(Protocol):
     def attend(self, waiter: Waiter, deadline: float) -> Event | None:
         """:meth:`Waiter.wait`; the bus may use the calling thread meanwhile."""
 
+    def fall_behind(self, sink: Sink) -> None:
+        """Have ``sink`` take no events directly any more, but from the run, as it has room; soon."""
+
     def note_missed(self, event: str, count: int) -> None:
         """Count and log events that were trimmed before this node came for them."""
 

@@ -94,8 +94,7 @@ class Waiter:
 class Trail:
     """Keeps the events of one name between waits, so that a repeated wait misses none and sees each once.
 
-    When nobody comes for them it forgets them all and is ``cold``: the run keeps them, and another trail can begin
-    behind the last event that this one has given. One that still catches up takes no more than it has room for.
+    When nobody comes for them it takes no more than it has room for: the run keeps the others, and it goes on there.
 
     Args:
         event: Exact name.
@@ -104,6 +103,7 @@ class Trail:
         max_bytes: How much to keep by the size of frames, one event of any size aside.
         on_missed: Called with the number of events behind ``after`` that were trimmed meanwhile, if there are any.
         on_room: Called with the event's name when there is room again, after some were not taken.
+        on_full: Called with the trail, at each event of this process, while it is full and should be passed over.
     """
 
     def __init__(
@@ -115,18 +115,18 @@ class Trail:
         max_bytes: int = 64 * 1024 * 1024,
         on_missed: Callable[[int], None] | None = None,
         on_room: Callable[[str], None] | None = None,
+        on_full: Callable[[Trail], None] | None = None,
     ) -> None:
         self.event = event
         self.ready = True
-        self.given = after
-        """The place of the last event that was given."""
-        self.cold = False
         self._after = after
         self._max_events = max_events
         self._max_bytes = max_bytes
         self._on_missed = on_missed
         self._on_room = on_room
-        self._refused = False
+        self._on_full = on_full
+        self._refused = False  # something was not taken, or will not be
+        self._dropped = 0  # events that the run does not keep, while there was no room at all
         self._kept: deque[tuple[Event, Place | None, int]] = deque()  # each with its share of the bytes of its frame
         self._bytes = 0
         self._waiters: deque[Waiter] = deque()
@@ -137,29 +137,31 @@ class Trail:
         self._lock = threading.Lock()
 
     def join(self, waiter: Waiter) -> bool:
-        """Give ``waiter`` the oldest event, now or when one comes; false when the trail is cold."""
+        """Give ``waiter`` the oldest event, now or when one comes; false when another trail has taken over."""
         with self._lock:
+            if self._left:
+                return False
             if self._kept:
                 event, place, _ = self._kept[0]
                 if waiter.resolve(event, place):
                     self._drop_first()
-                    self.given = place or self.given
-            elif self.cold:
-                return False
             elif self._ended:
                 waiter.cancel(self._reason)
             else:
                 self._waiters.append(waiter)
             half_empty = len(self._kept) <= self._max_events // 2 and self._bytes <= self._max_bytes // 2
             has_room, self._refused = self._refused and half_empty, self._refused and not half_empty
+            dropped, self._dropped = self._dropped, 0
         if has_room and self._on_room is not None:
             self._on_room(self.event)
+        if dropped and self._on_missed is not None:
+            self._on_missed(dropped)
         return True
 
     def join_from_now(self, waiter: Waiter) -> bool:
         """Give ``waiter`` the next event that comes, and forget what came before it; false when this lies behind."""
         with self._lock:
-            if self._left or not self.ready:
+            if self._left or not self.ready or self.is_full:
                 return False
             if self._ended:
                 waiter.cancel(self._reason)
@@ -186,12 +188,11 @@ class Trail:
                     through = index + 1
             for _ in range(through):
                 self._drop_first()
-            self.given = place or self.given
 
     def give_way(self, other: Trail) -> None:
         """Send everybody to ``other``, who waits here and who comes."""
         with self._lock:
-            self._left = self.cold = True
+            self._left = True
             self._kept.clear()
             waiters, self._waiters = self._waiters, deque()
             newcomers, self._newcomers = self._newcomers, []
@@ -222,7 +223,14 @@ class Trail:
         with self._lock:
             if self.ready:
                 self._after = None
+            elif len(self._kept) >= 2 * self._max_events:  # twice, for those that were on their way here
+                self._dropped += 1
+                return
             self._take((args, kwargs), None, 0)
+            is_full = self.ready and self.is_full
+            self._refused |= is_full
+        if is_full and self._on_full is not None:
+            self._on_full(self)
 
     def offer(self, events: Sequence[Event], start: int, nbytes: int) -> int:
         share = nbytes // len(events)
@@ -230,7 +238,7 @@ class Trail:
         entry = getattr(events, "entry", None)
         with self._lock:
             for index in range(start, len(events)):
-                if not self.ready and self._is_full():
+                if self.is_full:
                     self._refused, taken = True, index
                     break
                 place = None if entry is None else (entry, index)
@@ -245,34 +253,24 @@ class Trail:
         return taken
 
     def _take(self, event: Event, place: Place | None, share: int) -> None:
-        if self._newcomers:
-            newcomers, self._newcomers = self._newcomers, []
-            if sum(waiter.resolve(event, place) for waiter in newcomers):
-                self._kept.clear()
-                self._bytes = 0
-                self.cold = self._left
-                self.given = place or self.given
-                self._hand_over(event, place)
-                return
-        if not self.cold and not self._hand_over(event, place):
-            self._keep(event, place, share)
+        newcomers, self._newcomers = self._newcomers, []
+        if newcomers and sum(waiter.resolve(event, place) for waiter in newcomers):
+            self._kept.clear()
+            self._bytes = 0
+            self._hand_over(event, place)
+        elif not self._hand_over(event, place) and not self._left:
+            self._kept.append((event, place, share))
+            self._bytes += share
 
     def _hand_over(self, event: Event, place: Place | None) -> bool:
         while self._waiters:
             if self._waiters.popleft().resolve(event, place):
-                self.given = place or self.given
                 return True
         return False
 
-    def _keep(self, event: Event, place: Place | None, share: int) -> None:
-        self._kept.append((event, place, share))
-        self._bytes += share
-        if len(self._kept) > self._max_events or (self._bytes > self._max_bytes and len(self._kept) > 1):
-            self.cold = True
-            self._kept.clear()
-            self._bytes = 0
-
-    def _is_full(self) -> bool:
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no room for another event."""
         return len(self._kept) >= self._max_events or self._bytes >= self._max_bytes
 
     def _drop_first(self) -> None:

@@ -166,26 +166,25 @@ class Waits:
             trail = self._trails.get(waiter.event)
             if trail is not None and trail.join(waiter):
                 return self._wait_joined(trail, waiter, deadline)
-            if not self._replace(trail, waiter, deadline):
+            if not self._begin_trail(trail, waiter, deadline):
                 return waiter.wait(deadline)
 
-    def _replace(self, cold: Trail | None, waiter: Waiter, deadline: float) -> bool:
-        """Begin a trail behind the last event that was returned, else at the join; in place of one that is ``cold``."""
+    def _begin_trail(self, left: Trail | None, waiter: Waiter, deadline: float) -> bool:
+        """Begin a trail behind the last event that was returned, else at the join; unless another has, meanwhile."""
         event = waiter.event
-        after = cold.given if cold is not None else self._places.get(event)
-        since = "joined"
+        after, since = self._places.get(event), "joined"
         if after is not None:
             (ms, ordinal), _ = after
             since = f"{ms}-{max(0, ordinal - 1)}"
         trail = self._make_trail(event, after)
         if not self._subscribe(trail, waiter, since, deadline):
             return False
-        over: Trail | None = trail
         with self._trails_lock:
-            if not self._closed and self._trails.get(event) is cold:
-                self._trails[event], over = trail, cold
-        if over is not None:
-            self._link.unsubscribe(over)
+            is_new = not self._closed and self._trails.get(event) is left
+            if is_new:
+                self._trails[event] = trail
+        if not is_new:
+            self._link.unsubscribe(trail)
         return not self._closed
 
     def _make_trail(self, event: str, after: Place | None = None) -> Trail:
@@ -194,6 +193,7 @@ class Waits:
             after=after,
             on_missed=lambda count: self._link.note_missed(event, count),
             on_room=self._link.loop.refill,
+            on_full=self._link.fall_behind,
         )
 
     def _end_if_over(self, waiter: Waiter) -> None:

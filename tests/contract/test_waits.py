@@ -221,6 +221,46 @@ def test_last_misses_nothing_however_long_nobody_waits(start_task: StartTask, jo
     for number in range(1, 12_000):
         other.emit("x", number)
     other.sync()
-    until(lambda: a._waits._trails["x"].cold, 10.0, "more came than is kept here")
+    until(lambda: len(a._waits._trails["x"]._kept) > 9_000, 10.0, "more came than is kept here")
     assert [a.wait_for("x", 5, since="last") for _ in range(11_999)] == [((n,), {}) for n in range(1, 12_000)]
+    assert a._link.stats().missed == 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("emitters", ["both", "this node", "others"])
+def test_last_goes_on_behind_an_own_event_however_many_came_since(
+    emitters: str, start_task: StartTask, join: Join
+) -> None:
+    """None is missed and none comes twice, also where the last one has no place in the stream to come back to."""
+    a, other = start_task(retention_events=100_000, heartbeat=0.2), join(retention_events=100_000)
+    assert a.wait_for("x", 0, since="last") is None
+    other.emit("x", "before")
+    assert a.wait_for("x", 5, since="last") == (("before",), {})
+    for number in range(3):
+        a.emit("x", "own", number)
+        assert a.wait_for("x", 5, since="last") == (("own", number), {})
+    count = 12_000
+    for number in range(count):
+        if emitters != "others":
+            a.emit("x", "a", number)
+        if emitters != "this node":
+            other.emit("x", "other", number)
+    a.sync()
+    other.sync()
+    until(lambda: not a._waits._trails["x"].ready, 10, "more came than is kept here")
+    kept = len(a._waits._trails["x"]._kept)
+    for number in range(count, count + 100):
+        a.emit("x", "a", number)
+    a.sync()
+    assert len(a._waits._trails["x"]._kept) == kept
+    assert a._link.stats().lag == 0  # type: ignore[attr-defined]  # it is nobody's who waits
+    found: dict[str, list[int]] = {"a": [], "other": []}
+    while (event := a.wait_for("x", 1, since="last")) is not None:
+        found[event[0][0]].append(event[0][1])
+        if event[0][1] == count + 99:
+            a.emit("x", "a", count + 100)
+            other.emit("x", "other", count + 100)
+    own, others = (count if emitters == "others" else 0), (0 if emitters == "this node" else count)
+    assert [len(numbers) for numbers in found.values()] == [count + 101 - own, others + 1]
+    assert found["a"] == list(range(own, count + 101))
+    assert found["other"] == [*range(others), count + 100]
     assert a._link.stats().missed == 0  # type: ignore[attr-defined]

@@ -96,23 +96,32 @@ def test_a_wait_on_a_trail_that_timed_out_takes_nothing_later() -> None:
     assert trail.wait(0) == FIRST
 
 
-def test_a_trail_that_nobody_comes_for_is_cold_and_knows_what_it_gave_last() -> None:
+def test_a_trail_that_nobody_comes_for_takes_no_more_than_it_has_room_for() -> None:
     trail = Trail("x", max_events=3)
-    trail.offer(Page([((0,), {}), ((1,), {})], (5, 1)), 0, 0)
-    assert trail.wait(0) == ((0,), {})
-    trail.offer(Page([((number,), {}) for number in (2, 3, 4)], (6, 3)), 0, 0)
-    assert trail.cold
-    assert not trail.join(Waiter("x"))
-    assert trail.given == ((5, 1), 0)
+    assert trail.offer([((number,), {}) for number in range(5)], 0, 0) == 3
+    assert not trail.join_from_now(Waiter("x"))
+    assert [trail.wait(0) for _ in range(4)] == [((0,), {}), ((1,), {}), ((2,), {}), None]
+
+
+def test_a_trail_that_is_full_of_what_was_emitted_here_asks_to_be_passed_over_and_takes_what_is_on_its_way() -> None:
+    asked: list[Trail] = []
+    missed: list[int] = []
+    trail = Trail("x", max_events=3, on_full=asked.append, on_missed=missed.append)
+    for number in range(7):
+        trail.put((number,), {}, timeout=0)
+        trail.ready = not asked
+    assert asked == [trail]
+    assert [trail.wait(0) for _ in range(7)] == [*[((number,), {}) for number in range(6)], None]
+    assert missed == [1]
 
 
 def test_a_trail_is_bounded_in_bytes_but_keeps_one_event_of_any_size() -> None:
     trail = Trail("x", max_bytes=100)
-    trail.offer([FIRST], 0, 1000)
+    assert trail.offer([FIRST], 0, 1000) == 1
     assert trail.wait(0) == FIRST
-    trail.offer([FIRST], 0, 60)
-    trail.offer([SECOND], 0, 60)
-    assert trail.cold
+    assert trail.offer([FIRST], 0, 60) == 1
+    assert trail.offer([SECOND], 0, 60) == 1
+    assert trail.offer([FIRST], 0, 60) == 0
 
 
 def test_a_trail_begins_behind_a_place_and_counts_what_is_gone_from_there() -> None:
@@ -202,7 +211,6 @@ def test_a_trail_that_catches_up_takes_what_it_has_room_for_and_says_when_there_
     trail.ready = False
     events: list[Event] = [((number,), {}) for number in range(6)]
     assert trail.offer(events, 0, 0) == 4
-    assert not trail.cold
     assert [trail.wait(0), room] == [((0,), {}), []]
     assert [trail.wait(0), room] == [((1,), {}), ["x"]]
     assert trail.offer(events, 4, 0) == 6

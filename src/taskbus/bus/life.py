@@ -132,7 +132,7 @@ class Life:
         intake.reject = reader.taker.reject
         reader.on_denied = self._denied
         self.writer.epoch = lambda: self.registry.epoch
-        self.loop.on_room = reader.resume
+        self.loop.on_room = lambda event: reader.wake()
         heart.is_healthy = self.is_healthy
         heart.stats = self.stats
         heart.on_fenced = self.writer.on_fenced = self._fenced

@@ -184,7 +184,7 @@ class Reader(Subscriptions):
         self._turn.give_back(at_once=at_once)
 
     def _has_laggards(self) -> bool:
-        return any(stream.laggards for stream in list(self._streams.values()))
+        return any(not one.is_parked for stream in list(self._streams.values()) for one in stream.laggards)
 
     # The thread ------------------------------------------------------------------------------------------------------
 
@@ -222,6 +222,7 @@ class Reader(Subscriptions):
                     "reading from Redis at %s failed in an unforeseen way; the reader tries again", self._where
                 )
             self._wire.close()
+            self._part_full()
             self._stopping.wait(pause)
         self._wire.close()
         self._bell.close()
@@ -270,6 +271,8 @@ class Reader(Subscriptions):
         with self._lock:
             if time.monotonic() >= self._next_prune:
                 self._prune()
+            if self._full:
+                self._part_full()
             plan = self._plan or self._make_plan()
             self._plan = None if plan.has_laggards else plan
             if self._stopping.is_set():
@@ -314,7 +317,8 @@ class Reader(Subscriptions):
             if entries:
                 self.taker.take(stream, readers, entries, deadline)
             if readers.laggards and len(entries) < COUNT:
-                self._merge(stream, readers)
+                with self._lock:
+                    stream.merge(self._node, readers)
         if deadline is None:
             if self.taker.gone_back:
                 self._explain_going_back()

@@ -6,8 +6,11 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from taskbus.waiting import Trail
+
 if TYPE_CHECKING:
     from taskbus.bus.cursor import Cursor, EntryId
+    from taskbus.bus.taker import Admission
     from taskbus.types import Event, Sink
 
 __all__ = ["Laggard", "Readers", "Rest", "Stream"]
@@ -25,6 +28,15 @@ class Laggard:
         self.sink = sink
         self.cursor = cursor
         self.rest = rest
+
+    @property
+    def has_room(self) -> bool:
+        return self.rest is None and not self.is_parked
+
+    @property
+    def is_parked(self) -> bool:
+        """Whether nobody comes for what it keeps, and so nobody waits for more."""
+        return isinstance(self.sink, Trail) and (self.rest is not None or self.sink.is_full)
 
     def offer(self, events: Sequence[Event], start: int, nbytes: int) -> None:
         taken = self.sink.offer(events, start, nbytes)
@@ -58,6 +70,34 @@ class Stream:
         own = [laggard.cursor for laggard in self.laggards]
         return own if self.shared is None else [self.shared, *own]
 
+    def awaited(self) -> list[Cursor]:
+        """Those of sinks that somebody waits at."""
+        own = [laggard.cursor for laggard in self.laggards if not laggard.is_parked]
+        return own if self.shared is None else [self.shared, *own]
+
+    def part(self, node: Admission, shared: Cursor, at: EntryId, sink: Sink, rest: Rest | None) -> None:
+        """Let ``sink``, which had no room, go on by itself from the entry ``at``, and the others without it."""
+        own = node.fall_behind(sink)
+        if own is None:
+            return
+        self.laggards = [*self.laggards, Laggard(sink, shared.parted(at, node.producer, own), rest)]
+        if not node.is_listened(self.event):
+            self.shared = None
+
+    def merge(self, node: Admission, readers: Readers) -> None:
+        """Join laggards to the shared cursor: the page that all of them took ended with the stream."""
+        if self.shared is not readers.shared:
+            return
+        took = dict(readers.laggards)
+        left = []
+        for laggard in self.laggards:
+            behind = not laggard.has_room or took.get(laggard) is not laggard.cursor
+            if behind or not node.merge(laggard.sink, laggard.cursor):
+                left.append(laggard)
+            elif self.shared is None:
+                self.shared = laggard.cursor
+        self.laggards = left
+
     def rewind(self, last: EntryId | None = None) -> None:
         """Have everybody read again; ``last`` is where the stream ends if it is still the same."""
         if self.shared is not None:
@@ -77,4 +117,4 @@ class Readers(NamedTuple):
         return own if self.shared is None else [self.shared, *own]
 
     def with_room(self) -> Readers:
-        return Readers(self.shared, [(laggard, cursor) for laggard, cursor in self.laggards if laggard.rest is None])
+        return Readers(self.shared, [(laggard, cursor) for laggard, cursor in self.laggards if laggard.has_room])

@@ -63,6 +63,7 @@ class Subscriptions:
         self._plan: Plan | None = None  # None: to be made anew
         self._blocked = False  # a read waits for news
         self._rewinds = 0
+        self._full: set[Sink] = set()
         self._inbox_cursor = Cursor((0, 0))
         self._inbox_wrong = False
         self._without_laggards = False  # this time, so that nobody waits longer for the sake of one who is behind
@@ -121,21 +122,15 @@ class Subscriptions:
                 stream.listened = time.monotonic()
                 self._plan = None
 
-    def resume(self, event: str) -> None:
-        """A laggard of ``event`` has room again."""
-        self.wake()
-
-    def _part(self, stream: Stream, shared: Cursor, at: EntryId, sink: Sink, rest: Rest) -> None:
-        """Let ``sink``, which had no room, go on by itself from the entry ``at``, and the others without it."""
+    def fall_behind(self, sink: Sink) -> None:
+        """Have ``sink`` go on by itself before the next read, from where its stream has been read."""
         with self._lock:
-            own = self._node.fall_behind(sink)
-            if own is None:
-                return
-            laggard = Laggard(sink, shared.parted(at, self._node.producer, own), rest)
-            stream.laggards = [*stream.laggards, laggard]
+            self._full.add(sink)
+
+    def _part(self, stream: Stream, shared: Cursor, at: EntryId, sink: Sink, rest: Rest | None) -> None:
+        with self._lock:
             self._plan = None
-            if not self._node.is_listened(stream.event):
-                stream.shared = None
+            stream.part(self._node, shared, at, sink, rest)
 
     def rewind(self) -> None:
         """Read everything again from the start, for the streams are not those that were read."""
@@ -152,7 +147,7 @@ class Subscriptions:
             known = [
                 (stream, min(expected))
                 for stream in self._streams.values()
-                if (expected := [cursor.expected for cursor in stream.cursors() if cursor.expected])
+                if (expected := [cursor.expected for cursor in stream.awaited() if cursor.expected])
             ]
         if not known:
             self.lag = 0
@@ -164,17 +159,27 @@ class Subscriptions:
     @property
     def is_behind(self) -> bool:
         """Whether some sink is full, so that there is more to read than is read."""
-        return any(laggard.rest is not None for stream in list(self._streams.values()) for laggard in stream.laggards)
+        laggards = [laggard for stream in list(self._streams.values()) for laggard in stream.laggards]
+        return any(not laggard.has_room and not laggard.is_parked for laggard in laggards)
 
     def has_read(self, counts: Mapping[str, int]) -> bool:
         """Whether it waits for news, and has handed over all events up to these numbers of each name; for tests."""
         with self._lock:
             return self._blocked and all(
-                not stream.laggards and (stream.shared is None or stream.shared.has_passed(counts.get(stream.event, 0)))
+                all(laggard.is_parked for laggard in stream.laggards)
+                and (stream.shared is None or stream.shared.has_passed(counts.get(stream.event, 0)))
                 for stream in self._streams.values()
             )
 
     # For the one who reads -------------------------------------------------------------------------------------------
+
+    def _part_full(self) -> None:
+        full, self._full = self._full, set()
+        for sink in full:
+            stream = self._streams.get(sink.event)
+            if stream is not None and stream.shared is not None and sink.ready:
+                self._plan = None
+                stream.part(self._node, stream.shared, stream.shared.at, sink, None)
 
     def _make_plan(self) -> Plan:
         wanted: Wanted = {}
@@ -211,21 +216,6 @@ class Subscriptions:
             elif now - stream.listened > _LINGER:
                 del self._streams[event]
                 self._plan = None
-
-    def _merge(self, stream: Stream, readers: Readers) -> None:
-        """Join laggards to the shared cursor: the page that all of them took ended with the stream."""
-        took = dict(readers.laggards)
-        with self._lock:
-            if stream.shared is not readers.shared:
-                return
-            left = []
-            for laggard in stream.laggards:
-                behind = laggard.rest is not None or took.get(laggard) is not laggard.cursor
-                if behind or not self._node.merge(laggard.sink, laggard.cursor):
-                    left.append(laggard)
-                elif stream.shared is None:
-                    stream.shared = laggard.cursor
-            stream.laggards = left
 
     def _compare_tails(self, known: Sequence[str] = ()) -> None:
         """A stream that ends before its cursor, or has counted less, has lost its end: it is read again."""
