@@ -115,13 +115,14 @@ class Reader(Subscriptions):
         From the socket by way of the reader's thread it would be one change of threads more, which costs as much as
         Redis takes for the event. What is more than handing over events is left to the reader's thread.
         """
-        self._waiters.add(waiter)
         try:
+            self._waiters.add(waiter)
             if len(self._waiters) == 1 and not waiter.is_resolved and deadline > time.monotonic() and self._borrow():
-                try:
-                    self._lead(waiter, deadline)
-                finally:
-                    self._give_back()
+                self._lead(waiter, deadline)
+                self._give_back()
+        except BaseException:  # of a signal handler, which may raise between any two of these calls
+            self._turn.give_back(at_once=True)
+            raise
         finally:
             self._waiters.discard(waiter)
         return waiter.wait(deadline)
@@ -155,15 +156,15 @@ class Reader(Subscriptions):
                     return
                 if left <= 0:
                     raise self._silent()
-        except Exception as error:  # noqa: BLE001 the reader's thread raises it, and knows what to do
-            self._fault = error
-        except BaseException:
+        except BusError as error:
+            self._fault = error  # the reader's thread raises it, and knows what to do
+        except BaseException:  # a signal handler's, which is for whoever waits
             if self._asked is None:
                 log.error("reading was interrupted while it handed over events: one of them may not be delivered here")
             self._fault = BusUnavailable("reading was interrupted", where=self._where)
             raise
         finally:
-            waiter.alarm = None
+            waiter.alarm, self._is_lent = None, False
 
     def _is_plain(self) -> bool:
         """Whether there is nothing to do but to read and to hand over, on a socket that can be polled."""
@@ -179,7 +180,6 @@ class Reader(Subscriptions):
         )
 
     def _give_back(self) -> None:
-        self._is_lent = False
         at_once = len(self._waiters) > 1 or self._node.has_listeners or not self._is_plain() or self._has_laggards()
         self._turn.give_back(at_once=at_once)
 
