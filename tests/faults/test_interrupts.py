@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from taskbus import Router, Task
-from taskbus.testing import RedisServer
+from taskbus.testing import RedisServer, until
 from tests.faults.conftest import scaled
 
 
@@ -41,6 +41,7 @@ def interrupting(after: Callable[[], float]) -> Iterator[Callable[[Callable[[], 
             timer.start()
             while armed:
                 work()
+        armed = False
         timer.join()
 
     before = signal.signal(signal.SIGUSR1, handler)
@@ -87,3 +88,30 @@ def test_a_wait_that_is_interrupted_anywhere_leaves_no_deaf_node(
         finally:
             stopping.set()
             talker.join()
+
+
+def test_an_emit_that_is_interrupted_anywhere_holds_nothing_up_and_gives_nothing_twice(
+    task: Task, redis_server: RedisServer, run_id: str
+) -> None:
+    dice = random.Random(8)
+    heard: list[int] = []
+    emitted = 0
+
+    def emit() -> None:
+        nonlocal emitted
+        time.sleep(0.0004)  # by themselves, for those of a burst are sent by the writer's thread
+        emitted += 1
+        task.emit("x", emitted)
+
+    with Router(redis_server.url, run_id=run_id) as other, interrupting(lambda: dice.uniform(0, 0.002)) as interrupt:
+        other.on("x", heard.append)
+        kept: set[int] = set()
+        for _ in range(scaled(300, 3000)):
+            before = emitted
+            interrupt(emit)
+            kept.update(range(before + 1, emitted))  # the last one was interrupted, perhaps
+            begin = time.monotonic()
+            task.sync()
+            assert time.monotonic() - begin < 1
+        until(lambda: kept <= set(heard))
+    assert heard == sorted(set(heard))

@@ -6,15 +6,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Container, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from taskbus import frame
 from taskbus.bus.bell import Bell
 from taskbus.bus.room import snapshot
 from taskbus.codec import Encoded
-from taskbus.errors import BusDenied, BusError, BusUnavailable, EncodeError, NotAcknowledged, NotStarted
+from taskbus.errors import BusDenied, BusError, BusUnavailable, EncodeError, NotAcknowledged, NotStarted, TaskbusError
 
 if TYPE_CHECKING:
+    from taskbus.bus.batch import Batch
     from taskbus.config import RouterConfig
     from taskbus.types import Sink
 
@@ -104,48 +106,65 @@ class Outbox:
             raise self._too_large(event, size, transient)
         copies = [snapshot(buffer) for buffer in buffers] if buffers else None
         key = "\0" + event if transient else event
-        with self._lock:
-            emitted = self.emitted
-            if (
-                emitted - self.acknowledged >= self._max_events
-                or self.bytes_waiting + size > self._max_bytes
-                or self._refusal is not None
-                or self.fatal is not None
-                or self.denied is not None
-            ):
-                self._make_room(size, self._config.op_timeout if timeout is None else timeout)
+        try:
+            with self._lock:
                 emitted = self.emitted
-            number = self.sequence[key] = self.sequence.get(key, 0) + 1
-            frame_of_now = self._open.get(key)
-            if frame_of_now is None or size > self._blob_threshold or frame_of_now.only_to != only_to:
-                frame_of_now = self._open[key] = OpenFrame(event, key, number, only_to, transient)
-                self._frames.append(frame_of_now)
-            whole = frame_of_now.text  # one buffer: each text by itself would pin the 4 kB that orjson allots to it
-            whole += text
-            whole += b","
-            if copies:
-                frame_of_now.buffers += copies
-            frame_of_now.count = count = frame_of_now.count + 1
-            frame_of_now.size = whole_size = frame_of_now.size + size
-            if whole_size >= _FRAME_TEXT or count >= self._most_in_frame:
-                del self._open[key]
-            self.emitted = emitted + 1
-            self.bytes_waiting += size
-            send = None
-            if self._idle or (self._rests and self._hear()):
-                self._idle = False
-                send = self._begin(size)
-            sinks = None
-            if here and event in self.listened:
-                sinks = self.look_for_all(event) if transient else self.look(event)
-        if send is not None:
-            send()
+                if (
+                    emitted - self.acknowledged >= self._max_events
+                    or self.bytes_waiting + size > self._max_bytes
+                    or self._refusal is not None
+                    or self.fatal is not None
+                    or self.denied is not None
+                ):
+                    self._make_room(size, self._config.op_timeout if timeout is None else timeout)
+                    emitted = self.emitted
+                number = self.sequence.get(key, 0) + 1
+                frame_of_now = self._open.get(key)
+                is_new = frame_of_now is None or size > self._blob_threshold or frame_of_now.only_to != only_to
+                if frame_of_now is None or is_new:
+                    frame_of_now = OpenFrame(event, key, number, only_to, transient)
+                # From here to the append nothing is called, so that no signal handler can raise in the middle.
+                self.sequence[key] = number
+                self._open[key] = frame_of_now
+                whole = frame_of_now.text  # one buffer: each text by itself would pin the 4 kB that orjson allots to it
+                whole += text
+                whole += b","
+                if copies:
+                    frame_of_now.buffers += copies
+                frame_of_now.count = count = frame_of_now.count + 1
+                frame_of_now.size = whole_size = frame_of_now.size + size
+                if whole_size >= _FRAME_TEXT or count >= self._most_in_frame:
+                    del self._open[key]
+                self.emitted = emitted + 1
+                self.bytes_waiting += size
+                if is_new:
+                    self._frames.append(frame_of_now)
+                send = None
+                if self._idle or (self._rests and self._hear()):
+                    self._idle = False
+                    send = self._begin(size)
+                sinks = None
+                if here and event in self.listened:
+                    sinks = self.look_for_all(event) if transient else self.look(event)
+            if send is not None:
+                send()
+        except TaskbusError:
+            raise
+        except BaseException:  # a signal handler's, anywhere
+            self._mend()
+            raise
         return sinks
 
     def _begin(self, size: int) -> Callable[[], None] | None:
         """There is something to do; returns what the caller has to do for it once the lock is free."""
         self._bell.ring()
         return None
+
+    def _mend(self) -> None:
+        """An emit was interrupted: have the thread look after what it has left."""
+        with self._lock:
+            self._idle = False
+            self._bell.ring()
 
     def _hear(self) -> bool:
         """Whether what is under way is answered; if not, the thread looks after it from now on."""
@@ -249,23 +268,27 @@ class Outbox:
 
     # For the thread --------------------------------------------------------------------------------------------------
 
-    def _take(self) -> list[OpenFrame]:
+    def _take(self) -> tuple[list[OpenFrame], deque[OpenFrame]]:
+        """Close the frames that leave now; they, and those that stay, which is for the caller to note."""
         batch: list[OpenFrame] = []
         size = 0
-        while self._frames and (not batch or size + self._frames[0].size <= _BATCH_BYTES):
-            open_frame = self._frames.popleft()
+        for open_frame in self._frames:
+            if batch and size + open_frame.size > _BATCH_BYTES:
+                break
             size += open_frame.size
             batch.append(open_frame)
-            open_frame.text[-1:] = b"]"  # instead of the comma for the event that did not come
             if self._open.get(open_frame.key) is open_frame:
                 del self._open[open_frame.key]
-        return batch
+            open_frame.text[-1:] = b"]"  # instead of the comma for the event that did not come
+        return batch, deque(islice(self._frames, len(batch), None))
 
-    def _settle(self, batch: Sequence[OpenFrame]) -> bool:
+    def _settle(self, batch: Batch) -> bool:
         """The batch is acknowledged; true when Redis had refused before. The lock is held."""
-        for item in batch:
-            self.acknowledged += item.count
-            self.bytes_waiting -= item.size
+        count, size = sum([item.count for item in batch.frames]), sum([item.size for item in batch.frames])
+        # Once, however often the answer comes; nothing is called in between.
+        self.acknowledged += count
+        self.bytes_waiting -= size
+        batch.frames = ()
         refused, self._refusal = self._refusal is not None, None
         if self._waiting:
             self._changed.notify_all()

@@ -180,8 +180,12 @@ class Wire:
         """Send, if it can be done at once, and say whether it was; over a plain socket, on any thread."""
         try:
             return bool(self._socket.send(packed, socket.MSG_DONTWAIT) == len(packed))
-        except (OSError, AttributeError):  # the end of the connection, which the owner finds out, or has closed
-            return False
+        except AttributeError:
+            return False  # the owner has closed it
+        except OSError as error:
+            if error.errno is None:
+                raise  # a signal handler's
+            return False  # the end of the connection, which the owner finds out
 
     def _send_together(self, parts: Sequence[Part]) -> None:
         for start in range(0, len(parts), _TOGETHER):
@@ -227,7 +231,9 @@ class Wire:
         """
         try:
             count = self._socket.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
-        except OSError:
+        except OSError as error:
+            if error.errno is None:
+                raise  # a signal handler's
             return NOTHING
         if count:
             self._reader.feed(self._buffer, 0, count)

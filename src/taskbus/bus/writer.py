@@ -59,7 +59,7 @@ class Writer(Outbox):
         self._begun: Batch | None = None  # by an emit
         self._has_begun = False  # since the thread last looked
         self._begun_at = 0.0
-        self._turn = threading.Lock()  # held by an emit while it sends
+        self._turn = threading.RLock()  # held by an emit while it sends, and only that can give it back
         self._epoch = b""
         self._history: deque[tuple[int, tuple[tuple[str, int, int], ...]]] = deque(maxlen=_HISTORY)
         self._thread = threading.Thread(target=self._run, name="taskbus-writer", daemon=True)
@@ -107,9 +107,10 @@ class Writer(Outbox):
                 if self._stopping.is_set():
                     return None  # looked at under the lock, for `fail` rings only for a thread that is idle
                 self._rests = False
+                if self._begun is None and self._frames:
+                    new, self._begun = self._new_batch(), None
+                    return new
                 batch, self._begun = self._begun, None
-                if batch is None and self._frames:
-                    return self._new_batch()
                 if batch is None:
                     self._idle = True
                     self._rests = self._has_begun
@@ -125,8 +126,9 @@ class Writer(Outbox):
                     self._wire.close()  # nothing was asked, so what is there to read is the end of the connection
 
     def _new_batch(self) -> Batch:
-        batch = Batch(self._take(), self._batch)
-        self._batch = batch.number
+        frames, rest = self._take()
+        batch = Batch(frames, self._batch)
+        self._frames, self._begun, self._batch = rest, batch, batch.number  # all or, if interrupted, nothing
         return batch
 
     # The shortest way: while the thread has nothing to do, a small event is sent by the thread that emits it. A hop to
@@ -136,7 +138,7 @@ class Writer(Outbox):
         alone = size <= _SENT_AT_ONCE and self._wire.descriptor >= 0 and not self._is_burst()
         if not alone or not self._turn.acquire(blocking=False):
             return super()._begin(size)
-        batch = self._begun = self._new_batch()
+        batch = self._new_batch()
         self._has_begun = True
         return partial(self._send_begun, batch)
 
@@ -160,19 +162,28 @@ class Writer(Outbox):
                 with self._lock:
                     self._bell.ring()
 
+    def _mend(self) -> None:
+        try:
+            self._turn.release()
+        except RuntimeError:
+            pass  # it is not held here
+        super()._mend()
+
     # And the answer is read by the next emit, while emits come one by one: the thread rests, and looks after it only if
     # that takes long, or more events come first.
 
     def _hear(self) -> bool:
         batch = self._begun
-        if batch is not None and batch.answer is None and batch.is_plain and not self._turn.locked() and batch.is_sent:
+        if batch is not None and batch.answer is None and batch.is_plain and batch.is_sent:
+            batch.is_sent = False  # if a signal handler raises now, nobody knows how much of the answer has been read
             answer = self._wire.read_now()
+            batch.is_sent = True
             if answer is not NOTHING:
                 batch.answer = answer
                 if type(answer) is list and answer == [b"OK", batch.number - 1] and not self._replicas:
-                    self._begun = None
                     self._epoch = self.epoch()
                     self._done(batch)
+                    self._begun = None
                     return True
         self._rests = False
         self._bell.ring()
@@ -213,7 +224,7 @@ class Writer(Outbox):
         if batch.durable:
             ranges = tuple([(item.event, item.first, item.count) for item in batch.durable])
             self._history.append((batch.number, ranges))
-        if self._settle(batch.frames):
+        if self._settle(batch):
             log.warning("Redis at %s takes events again", self._where)
 
     def _open_wire(self) -> None:
