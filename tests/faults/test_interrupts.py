@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from taskbus import Router, Task
+from taskbus.errors import BusUnavailable
 from taskbus.testing import RedisServer, until
 from tests.faults.conftest import scaled
 
@@ -115,3 +116,29 @@ def test_an_emit_that_is_interrupted_anywhere_holds_nothing_up_and_gives_nothing
             assert time.monotonic() - begin < 1
         until(lambda: kept <= set(heard))
     assert heard == sorted(set(heard))
+
+
+def test_a_signal_that_comes_again_and_again_prolongs_no_call(redis_server: RedisServer, run_id: str) -> None:
+    over = threading.Event()
+    main = threading.get_ident()
+
+    def tick() -> None:
+        while not over.wait(0.2):
+            signal.pthread_kill(main, signal.SIGUSR1)
+
+    with Router(redis_server.url, run_id=run_id, op_timeout=1) as router, interrupting(lambda: 0.0):
+        ticker = threading.Thread(target=tick)
+        thaw = threading.Timer(6, redis_server.thaw)
+        redis_server.freeze()
+        ticker.start()
+        thaw.start()
+        try:
+            begin = time.monotonic()
+            with pytest.raises(BusUnavailable):
+                router.nodes()
+            assert time.monotonic() - begin < 3
+        finally:
+            over.set()
+            ticker.join()
+            thaw.cancel()
+            redis_server.thaw()

@@ -6,6 +6,7 @@ of the client, which cost three times the round trip itself. Nothing here retrie
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 import threading
@@ -251,10 +252,20 @@ class Wire:
 
     def _receive(self, room: bytearray | memoryview, flags: int = 0) -> int:
         self._mind_deadline()
+        if self.deadline is not None and self._is_plain:
+            self._await_news(self.deadline - time.monotonic())
         count: int = self._socket.recv_into(room, 0, flags)
         if not count:
             raise driver.ConnectionError("the connection was closed")
         return count
+
+    def _await_news(self, left: float) -> None:
+        """Each signal that comes to this thread would begin the system's timeout anew, but not that of a poll."""
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLIN)
+        limit = left if self.timeout is None else min(left, self.timeout)
+        if not poll.poll(max(0.0, limit) * 1000):
+            raise driver.TimeoutError("timed out")
 
     def _read_large(self, count: int) -> memoryview | None:
         """The value of which the first ``count`` bytes are in the buffer, if that is but a part of one large value.
