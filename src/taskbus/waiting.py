@@ -63,8 +63,8 @@ class Waiter:
         self._event = event
         self.place = place
         self._wake.release()
-        if self.alarm is not None:
-            self.alarm()
+        if (alarm := self.alarm) is not None:
+            alarm()
         return True
 
     def cancel(self, reason: BaseException | None = None) -> None:
@@ -72,16 +72,16 @@ class Waiter:
         if self._claim.acquire(blocking=False):
             self._reason = reason
             self._wake.release()
-            if self.alarm is not None:
-                self.alarm()
+            if (alarm := self.alarm) is not None:  # which may be taken off meanwhile
+                alarm()
 
     def put(self, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float) -> None:
         # `resolve`, written out: a call less between the emitter and the one who waits for it.
         if self._claim.acquire(blocking=False):
             self._event = args, kwargs
             self._wake.release()
-            if self.alarm is not None:
-                self.alarm()
+            if (alarm := self.alarm) is not None:  # which may be taken off meanwhile
+                alarm()
 
     def offer(self, events: Sequence[Event], start: int, nbytes: int) -> int:
         self.resolve(events[start], _place(events, start))
