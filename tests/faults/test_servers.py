@@ -75,6 +75,24 @@ def test_p1_02_acknowledged_only_when_a_replica_has_it(
     redis_server.start()
 
 
+def test_p1_02_a_new_connection_makes_no_replica_have_it(
+    redis_server: RedisServer, proxy: Proxy, nodes: MakeNode
+) -> None:
+    with replica_of(redis_server) as replica:
+        a = nodes("a", url=proxy.url, ack="replicas:1", **FAST)
+        a.router.sync()
+        replica.freeze()
+        a.router.emit("numbers", "a", 1, 1)
+        with pytest.raises(NotAcknowledged):
+            a.router.sync(2)
+        proxy.reset()
+        until(lambda: a.router.stats().suppressed >= 2, 10)
+        with pytest.raises(NotAcknowledged):
+            a.router.sync(2)
+        replica.thaw()
+        a.router.sync(10)
+
+
 def test_p1_11_redis_is_loading(nodes: MakeNode, run_id: str) -> None:
     slow = ("--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024")
     with RedisServer("--appendfsync", "always", *slow, appendonly=True) as server:

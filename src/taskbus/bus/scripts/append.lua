@@ -14,6 +14,7 @@ if not last then return {'FORGOTTEN'} end
 last = tonumber(last)
 local batch = tonumber(ARGV[2])
 if last >= batch then
+  redis.call('HSET', KEYS[1], 'batch', last)  -- WAIT counts from the last write of its own connection, which may be new
   local number, kept = string.match(redis.call('HGET', KEYS[1], 'errors') or '', '^(%d+) (.*)$')
   local answer = number == ARGV[2] and cjson.decode(kept) or {}
   table.insert(answer, 1, batch - 1)
