@@ -142,3 +142,28 @@ def test_a_signal_that_comes_again_and_again_prolongs_no_call(redis_server: Redi
             ticker.join()
             thaw.cancel()
             redis_server.thaw()
+
+
+def test_an_emit_that_is_held_up_while_it_sends_shares_the_connection_with_nobody(
+    redis_server: RedisServer, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main, held_up = threading.get_ident(), threading.Event()
+    with Router(redis_server.url, run_id=run_id, op_timeout=0.5) as router:
+        writer = router.life.writer
+        pack = writer._packer.pack
+
+        def pack_slowly(batch: Any) -> None:
+            pack(batch)
+            if threading.get_ident() == main and not held_up.is_set():
+                held_up.set()
+                time.sleep(1)
+
+        for number in range(5):  # one by one, so that the thread rests and looks after the next one soon
+            router.emit("x", number)
+            time.sleep(0.005)
+        monkeypatch.setattr(writer._packer, "pack", pack_slowly)
+        while not held_up.is_set():
+            router.emit("x")
+            time.sleep(0.005)
+        router.sync(5)
+        assert (router.stats().reconnects, router.stats().suppressed) == (0, 0)

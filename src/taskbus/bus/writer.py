@@ -190,8 +190,8 @@ class Writer(Outbox):
         return False
 
     def _take_over(self, batch: Batch) -> Batch:
-        if self._turn.acquire(timeout=self._wire.timeout or -1):
-            self._turn.release()
+        with self._turn:
+            pass  # whoever sends it is done with the wire, however long he was held up
         if not batch.is_sent:
             self._wire.close()  # half a command may be on its way
             batch.answer = None
