@@ -217,3 +217,22 @@ def test_a_large_payload_that_takes_longer_than_a_wait_costs_no_connection(
         until(lambda: task.wait_for("large", timeout=0.1, since="last") is not None, timeout=10)
         emit.join()
     assert task._link.stats().reconnects == 0  # type: ignore[attr-defined]
+
+
+def test_who_waits_is_not_forgotten_by_the_one_who_waited_too_and_read(
+    start_task: StartTask, redis_server: RedisServer, run_id: str
+) -> None:
+    task = start_task()
+    late: list[float] = []
+    with Router(redis_server.url, run_id=run_id) as other, ThreadPoolExecutor(2) as pool:
+        for _ in range(20):
+            first, second = (pool.submit(task.wait_for, event, 5, since="last") for event in ("first", "second"))
+            until(lambda: joined(task, "first") == joined(task, "second") == 1)
+            other.emit("first")
+            assert first.result() is not None
+            other.emit("second")
+            other.sync()
+            began = time.monotonic()
+            assert second.result() is not None
+            late.append(time.monotonic() - began)
+    assert sorted(late)[10] < 0.01

@@ -119,15 +119,22 @@ class Reader(Subscriptions):
         """
         try:
             self._waiters.add(waiter)
-            if len(self._waiters) == 1 and not waiter.is_resolved and deadline > time.monotonic() and self._borrow():
+            if len(self._waiters) > 1:
+                self._turn.call()  # what comes for this one is read when the one who reads now has left
+            elif not waiter.is_resolved and deadline > time.monotonic():
+                self._lead_if_free(waiter, deadline)
+            return waiter.wait(deadline)
+        finally:
+            self._waiters.discard(waiter)
+
+    def _lead_if_free(self, waiter: Waiter, deadline: float) -> None:
+        try:
+            if self._borrow():
                 self._lead(waiter, deadline)
                 self._give_back()
         except BaseException:  # of a signal handler, which may raise between any two of these calls
             self._turn.give_back(at_once=True)
             raise
-        finally:
-            self._waiters.discard(waiter)
-        return waiter.wait(deadline)
 
     def _borrow(self) -> bool:
         if self._turn.borrow():

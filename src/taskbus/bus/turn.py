@@ -37,7 +37,8 @@ class Turn:
         self._used = monotonic()
         self._held.release()
         while True:
-            self._call.acquire(timeout=GRACE)
+            if not self._is_called:
+                self._call.acquire(timeout=GRACE)
             if not self._held.acquire(blocking=False):
                 self._dozes = True  # before looking once more: who gives back does it in the other order
                 if not self._held.acquire(blocking=False):
