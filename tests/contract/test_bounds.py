@@ -168,3 +168,14 @@ def test_memory_does_not_grow_with_the_length_of_a_run(join: Join, redis_url: st
     with plain_client(redis_url) as client:
         assert kept(client, run_id, "x") <= 700
         assert len(client.hget(f"taskbus:{{{run_id}}}:streams", "x")) < 1000
+
+
+@pytest.mark.parametrize(
+    "settings", [{"retention_bytes": 1e9}, {"retention_bytes": 10**15}, {"retention_seconds": 1e12}], ids=str
+)
+def test_whatever_one_node_wants_kept_the_others_can_write(join: Join, settings: dict[str, Any]) -> None:
+    a, b = join(**settings), join()
+    for number in range(3):
+        for node in (a, b):
+            node.emit("x", number)
+            node.sync(1)

@@ -185,3 +185,35 @@ def test_p0_22_two_hundred_waiters_end_and_cost_no_connection(
                 wait.result(8)
         assert time.monotonic() - began < 4
     until(lambda: not a._waits._open)
+
+
+def test_a_timeout_comes_on_time_while_what_was_read_comes_slowly(
+    start_task: StartTask, redis_server: RedisServer, proxy: Proxy, run_id: str
+) -> None:
+    task = start_task(proxy.url)
+    for event in ("large", "answer"):
+        task.wait_for(event, timeout=0.01, since="last")
+    proxy.throttle(100_000)
+    with Router(redis_server.url, run_id=run_id) as other:
+        other.emit("large", bytes(200_000))
+        other.sync()
+        began = time.monotonic()
+        assert task.wait_for("answer", timeout=0.6, since="last") is None
+        assert time.monotonic() - began < 0.9 + BUSY
+        proxy.heal()
+        assert task.wait_for("large", timeout=5, since="last") is not None
+    assert task._link.stats().reconnects == 0  # type: ignore[attr-defined]
+
+
+def test_a_large_payload_that_takes_longer_than_a_wait_costs_no_connection(
+    start_task: StartTask, redis_server: RedisServer, proxy: Proxy, run_id: str
+) -> None:
+    task = start_task(proxy.url)
+    task.wait_for("large", timeout=0.01, since="last")
+    proxy.throttle(4_000_000)
+    with Router(redis_server.url, run_id=run_id) as other:
+        emit = threading.Timer(0.2, other.emit, ("large", bytes(1_000_000)))
+        emit.start()
+        until(lambda: task.wait_for("large", timeout=0.1, since="last") is not None, timeout=10)
+        emit.join()
+    assert task._link.stats().reconnects == 0  # type: ignore[attr-defined]

@@ -85,8 +85,8 @@ class Packer:
         self._life = int(config.retention_seconds * 1000)
         self._begins: dict[tuple[bytes, bytes], bytes] = {}
         self._keys_of_all = _bulk(keys.producer(producer)) + _bulk(keys.streams)
-        limits = (config.retention_events, config.retention_bytes, self._life, int(config.run_ttl * 1000), keys.prefix)
-        self._limits = _bulk(" ".join(map(str, limits)).encode())
+        numbers = (config.retention_events, config.retention_bytes, self._life, config.run_ttl * 1000)
+        self._limits = _bulk(" ".join([*(str(int(number)) for number in numbers), keys.prefix]).encode())
 
     def pack(self, batch: Batch) -> None:
         """Make the frames of a batch, unless that was done already."""

@@ -15,6 +15,7 @@ from taskbus.bus.cursor import EntryId, parse_id
 from taskbus.bus.diagnose import wrong_keys
 from taskbus.bus.goals import Goals
 from taskbus.bus.subscriptions import COUNT, Subscriptions, Wanted
+from taskbus.bus.taker import LargePayload
 from taskbus.bus.turn import Turn
 from taskbus.bus.wire import NOTHING, Wire
 from taskbus.errors import BusDenied, BusError, BusUnavailable, Fenced
@@ -52,6 +53,7 @@ class Reader(Subscriptions):
         self._rewinds_asked = 0
         self._reply: Any = None  # of a read, where it is for the thread to look into
         self._mail: list[Any] = []  # entries of the inbox for the thread
+        self._is_large = False  # what is next is for the thread to fetch
         self._fault: BaseException | None = None  # what went wrong on another thread
         self._is_lent = False
         self._waiters: set[Waiter] = set()
@@ -115,13 +117,14 @@ class Reader(Subscriptions):
         From the socket by way of the reader's thread it would be one change of threads more, which costs as much as
         Redis takes for the event. What is more than handing over events is left to the reader's thread.
         """
-        self._waiters.add(waiter)
         try:
+            self._waiters.add(waiter)
             if len(self._waiters) == 1 and not waiter.is_resolved and deadline > time.monotonic() and self._borrow():
-                try:
-                    self._lead(waiter, deadline)
-                finally:
-                    self._give_back()
+                self._lead(waiter, deadline)
+                self._give_back()
+        except BaseException:  # of a signal handler, which may raise between any two of these calls
+            self._turn.give_back(at_once=True)
+            raise
         finally:
             self._waiters.discard(waiter)
         return waiter.wait(deadline)
@@ -150,20 +153,20 @@ class Reader(Subscriptions):
                 is_news = left > 0 and self._bell.wait(self._wire.descriptor, left)
                 waiter.alarm = None
                 if is_news:
-                    self._take(deadline)
+                    self._take(leads=True)
                 if waiter.is_resolved or time.monotonic() >= deadline:
                     return
                 if left <= 0:
                     raise self._silent()
-        except Exception as error:  # noqa: BLE001 the reader's thread raises it, and knows what to do
-            self._fault = error
-        except BaseException:
+        except BusError as error:
+            self._fault = error  # the reader's thread raises it, and knows what to do
+        except BaseException:  # a signal handler's, which is for whoever waits
             if self._asked is None:
                 log.error("reading was interrupted while it handed over events: one of them may not be delivered here")
             self._fault = BusUnavailable("reading was interrupted", where=self._where)
             raise
         finally:
-            waiter.alarm = None
+            waiter.alarm, self._is_lent = None, False
 
     def _is_plain(self) -> bool:
         """Whether there is nothing to do but to read and to hand over, on a socket that can be polled."""
@@ -171,6 +174,7 @@ class Reader(Subscriptions):
             self._fault is not None
             or self._reply is not None
             or self._mail
+            or self._is_large
             or self._any_wrong
             or self._goals.are_open
             or self.taker.gone_back
@@ -179,7 +183,6 @@ class Reader(Subscriptions):
         )
 
     def _give_back(self) -> None:
-        self._is_lent = False
         at_once = len(self._waiters) > 1 or self._node.has_listeners or not self._is_plain() or self._has_laggards()
         self._turn.give_back(at_once=at_once)
 
@@ -287,24 +290,27 @@ class Reader(Subscriptions):
         ids = [b"%d-%d" % cursor.at for cursor in plan.cursors]
         self._wire.send([plan.head + b"".join([b"$%d\r\n%b\r\n" % (len(at), at) for at in ids])])
 
-    def _take(self, deadline: float | None = None) -> None:
+    def _take(self, *, leads: bool = False) -> None:
         """Hand over what a read has brought.
 
-        With a ``deadline`` (monotonic) on the thread of a wait: what is not for it is left to the reader's thread.
+        The thread of a wait, which ``leads``, takes what is there; what takes longer is left to the reader's thread.
         """
         wanted = self._asked
         if wanted is None:
             return  # it is being stopped, or every key is wrong
         reply, self._reply = self._reply, None
         if reply is None:
-            reply = self._wire.read() if deadline is None else self._wire.read_now()
+            reply = self._wire.read_now() if leads else NOTHING
+            if reply is NOTHING and leads and not self._wire.has_ended:
+                self._asked_at = time.monotonic()  # a part of it is no silence
+                return
             if reply is NOTHING:
                 reply = self._wire.read()
         with self._lock:
             self._blocked = False
         self.sign_of_life = time.monotonic()
         if isinstance(reply, Exception):
-            if deadline is not None:
+            if leads:
                 self._reply = reply
                 return
             self._asked = None
@@ -312,18 +318,26 @@ class Reader(Subscriptions):
             return
         self._asked = None
         pages: dict[bytes, Any] = dict(reply or ())
-        for key, (stream, readers) in wanted.items():
-            entries = pages.get(key, ())
-            if entries:
-                self.taker.take(stream, readers, entries, deadline)
-            if readers.laggards and len(entries) < COUNT:
-                with self._lock:
-                    stream.merge(self._node, readers)
-        if deadline is None:
+        try:
+            self._hand_over(wanted, pages, fetches=not leads)
+        except LargePayload:
+            self._is_large = True
+            return  # what comes after it is read again
+        if not leads:
+            self._is_large = False
             if self.taker.gone_back:
                 self._explain_going_back()
             self._goals.check()
-        self._take_inbox(pages.get(self.inbox, ()), later=deadline is not None)
+        self._take_inbox(pages.get(self.inbox, ()), later=leads)
+
+    def _hand_over(self, wanted: Wanted, pages: dict[bytes, Any], *, fetches: bool) -> None:
+        for key, (stream, readers) in wanted.items():
+            entries = pages.get(key, ())
+            if entries:
+                self.taker.take(stream, readers, entries, fetches=fetches)
+            if readers.laggards and len(entries) < COUNT:
+                with self._lock:
+                    stream.merge(self._node, readers)
 
     def _explain(self, reply: Exception, keys: Sequence[bytes]) -> None:
         """A read was refused: raise what that means, unless it is a key that holds no stream, which is left out."""

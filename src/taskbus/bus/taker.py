@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from taskbus.config import RouterConfig
     from taskbus.types import Event, Sink
 
-__all__ = ["Admission", "Taker"]
+__all__ = ["Admission", "LargePayload", "Taker"]
 
 log = logging.getLogger("taskbus")
 
@@ -51,6 +51,10 @@ class Admission(Protocol):
     def has_listeners(self) -> bool: ...
 
 
+class LargePayload(Exception):
+    """What is next was not handed over, for it lies beside the stream and was not to be fetched."""
+
+
 class Taker:
     """Hands the new events of a page to whoever wants them, and counts the rest."""
 
@@ -61,7 +65,6 @@ class Taker:
         self._blobs = blobs
         self._node = node
         self._warned: dict[str, float] = {}
-        self._deadline: float | None = None
         self.rejected: Counter[str] = Counter()
         self.delivered = self.missed = self.repeated = 0
         self.gone_back: list[str] = []
@@ -69,14 +72,11 @@ class Taker:
         self.part: Callable[[Stream, Cursor, EntryId, Sink, Rest], None] = lambda *args: None
         """Called for a sink that had no room for the events of an entry."""
 
-    def take(
-        self, stream: Stream, readers: Readers, entries: Sequence[Any], deadline: float | None = None
-    ) -> None:
-        """Hand over the entries of a page; what has to be fetched first comes until ``deadline`` or ``BusUnavailable``.
+    def take(self, stream: Stream, readers: Readers, entries: Sequence[Any], *, fetches: bool = True) -> None:
+        """Hand over the entries of a page; up to the first ``LargePayload``, if it ``fetches`` none.
 
         After an error the page is to be read again from where the cursors stand then.
         """
-        self._deadline = deadline
         cursors = readers.cursors()
         for entry_id, fields in entries:
             if readers.laggards:  # what one of them has no room for is read again
@@ -84,7 +84,7 @@ class Taker:
                 cursors = readers.cursors()
             at = parse_id(entry_id)
             try:
-                self._take_entry(stream, readers, at, fields)
+                self._take_entry(stream, readers, at, fields, fetches)
             except DecodeError as error:
                 self.reject(error, f"entry {entry_id.decode()} of event {stream.event!r}")
                 for cursor in cursors:
@@ -93,7 +93,9 @@ class Taker:
                 if cursor.at < at:
                     cursor.at = at
 
-    def _take_entry(self, stream: Stream, readers: Readers, at: EntryId, fields: list[bytes] | None) -> None:
+    def _take_entry(
+        self, stream: Stream, readers: Readers, at: EntryId, fields: list[bytes] | None, fetches: bool
+    ) -> None:
         if not fields or len(fields) != 2 or fields[0] != b"f":
             raise DecodeError("not a frame", reason="foreign")
         head = frame.unpack(fields[1], max_size=self._max_frame, secret=self._config.secret, scope=stream.scope)
@@ -109,6 +111,8 @@ class Taker:
         refused: dict[int, DecodeError] = {}
         page: Page | tuple[()] = ()
         if asks and (not head.only_to or self._node.matches(head.only_to)):
+            if head.blob is not None and not fetches:
+                raise LargePayload
             page = self._page(stream, at, head, refused)
         nbytes = max(len(fields[1]), head.blob_size)
         if shared is not None:
@@ -167,8 +171,7 @@ class Taker:
 
     def _fetch(self, blob: str) -> bytes | memoryview:
         try:
-            timeout = None if self._deadline is None else max(0.01, min(1.0, self._deadline - time.monotonic()))
-            value = self._blobs.call(b"GET", self._keys.blob(blob), timeout=timeout)
+            value = self._blobs.call(b"GET", self._keys.blob(blob))
         except BusDenied as error:
             raise DecodeError(f"the large payload cannot be read: {error}", reason="blob gone") from error
         if value is None:

@@ -18,7 +18,7 @@ class Turn:
     def __init__(self) -> None:
         self.is_wanted = False
         """Somebody asks the owner for it."""
-        self._held = threading.Lock()
+        self._held = threading.RLock()  # which only the one who holds it can give back
         self._call = threading.Lock()
         self._call.acquire()
         self._is_lent = self._dozes = self._is_called = False
@@ -69,10 +69,18 @@ class Turn:
         return self._held.acquire(timeout=timeout) if timeout > 0 else self._held.acquire(blocking=False)
 
     def give_back(self, *, at_once: bool) -> None:
-        """Hold it no more; the owner comes ``at_once``, or if nobody borrows it again soon."""
-        if at_once:
-            self._is_called = True
-        self._used = monotonic()
-        self._held.release()
-        if self._is_called or self._dozes:
-            self._wake()
+        """Hold it no more; the owner comes ``at_once``, or if nobody borrows it again soon.
+
+        Harmless for who does not hold it: a signal handler may have raised just before it was borrowed, or after this.
+        """
+        try:
+            if at_once:
+                self._is_called = True
+            self._used = monotonic()
+        finally:
+            try:
+                self._held.release()
+            except RuntimeError:
+                pass  # it is somebody else's
+            if self._is_called or self._dozes:
+                self._wake()

@@ -234,6 +234,16 @@ class Wire:
             self._reader.feed(self._buffer, 0, count)
         return self._reader.gets(False)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more will come; over a plain socket."""
+        try:
+            return not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except (OSError, AttributeError):
+            return True
+
     def _receive(self, room: bytearray | memoryview, flags: int = 0) -> int:
         self._mind_deadline()
         count: int = self._socket.recv_into(room, 0, flags)

@@ -133,8 +133,8 @@ for i = 3, #KEYS do
     if fresh or n >= tonumber(next_n) or b >= tonumber(next_b) or ms >= tonumber(next_ms) then
       if not prefix then parse_limits() end
       marks = trim(event, KEYS[i], n + count, b + size, marks .. seq .. ' ' .. b .. ' ' .. id .. ';')
-      rest = math.ceil(n + keep_events / 8) .. ' ' .. math.ceil(b + keep_bytes / 8) .. ' ' .. math.ceil(ms + keep_ms / 8)
-        .. ' ' .. marks
+      rest = string.format('%.0f %.0f %.0f %s', math.ceil(n + keep_events / 8), math.ceil(b + keep_bytes / 8),
+        math.ceil(ms + keep_ms / 8), marks)  -- whatever they are: what no node can read again stops all who write
       redis.call('PEXPIRE', KEYS[i], math.floor(keep_ms * 1.25 + 1000))
     end
     redis.call('HSET', KEYS[2], event, (n + count) .. ' ' .. (b + size) .. ' ' .. ms .. ' ' .. rest)
