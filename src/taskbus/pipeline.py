@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
+_END: Any = object()
+"""What ``next`` says of a generator at its end; to catch ``StopIteration`` takes as long as all the rest of a call."""
+
 
 class VoidMiddleware:
     """Middleware that does nothing; ``use`` leaves it out, which makes conditional middleware an expression."""
@@ -44,7 +47,7 @@ class Stack:
     """The generators whose backward half is still to come, in the order of their forward halves."""
 
     def __init__(self) -> None:
-        self._open: dict[Half, None] = {}  # keeps its order, and finds one in the middle at once
+        self._open: list[Half] = []
 
     def __len__(self) -> int:
         return len(self._open)
@@ -53,52 +56,45 @@ class Stack:
         """Run the forward half of ``fn``; the generator, when there is more to come."""
         half = fn(ctx)
         if isinstance(half, GeneratorType) and advance(half):
-            self._open[half] = None
+            self._open.append(half)
             return half
         return None
 
     def begin_all(self, fns: Iterable[Middleware], ctx: Context) -> None:
         """The forward half of each; written out, for this loop and that of ``unwind`` are what a step costs."""
+        end, opened = _END, self._open
         for fn in fns:
             half = fn(ctx)
-            if isinstance(half, GeneratorType):
-                try:
-                    next(half)
-                except StopIteration:
-                    continue
-                self._open[half] = None
+            if half is not None and isinstance(half, GeneratorType) and next(half, end) is not end:
+                opened.append(half)
 
     def take(self, other: Stack) -> None:
         """Move what is in ``other`` here, after what is here already."""
-        self._open.update(other._open)
+        self._open += other._open
         other._open.clear()
 
     def unwind(self) -> None:
         """One backward pass: one part of each generator, the last first; what is not exhausted stays for the next."""
-        left = []
+        end, opened, left = _END, self._open, []
         try:
-            while self._open:
-                half, _ = self._open.popitem()
-                try:
-                    next(half)
-                except StopIteration:
-                    continue
-                left.append(half)
+            while opened:
+                half = opened.pop()
+                if next(half, end) is not end:
+                    left.append(half)
         finally:
-            for half in reversed(left):
-                self._open[half] = None
+            opened += reversed(left)
 
     def unwind_one(self, half: Half | None) -> None:
         """One part of ``half``, wherever it is; nothing when it is not here."""
         if half is not None and half in self._open:
-            del self._open[half]
+            self._open.remove(half)
             if advance(half):
-                self._open[half] = None
+                self._open.append(half)
 
     def close(self) -> None:
         """Close the generators, the last one first, as the end of a ``with`` block would."""
         while self._open:
-            half, _ = self._open.popitem()
+            half = self._open.pop()
             try:
                 half.close()
             except Exception:
@@ -107,11 +103,7 @@ class Stack:
 
 def advance(half: Half) -> bool:
     """Run ``half`` to its next ``yield``; false when it came to its end."""
-    try:
-        next(half)
-    except StopIteration:
-        return False
-    return True
+    return next(half, _END) is not _END
 
 
 def check_callable(fn: object) -> None:

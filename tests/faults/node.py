@@ -7,13 +7,13 @@ import threading
 import time
 from typing import Any
 
-from taskbus import frame
+from taskbus import Task, frame
 from taskbus.bus.keys import Keys
-from taskbus.errors import BusError
+from taskbus.errors import BusError, NotStarted
 from taskbus.router import Router
 from tests.faults.oracle import Heard, Ledger
 
-__all__ = ["LogLines", "Node", "kept_in"]
+__all__ = ["LogLines", "Node", "WaitingNode", "kept_in"]
 
 EVENT = "numbers"
 
@@ -129,6 +129,34 @@ class Node:
 
     def stop(self) -> int:
         return self.router.stop()
+
+
+class WaitingNode(Node):
+    """One that waits for its events, again and again, where others listen: the thread that waits reads them itself."""
+
+    def start(self, *events: str, since: str = "now") -> WaitingNode:
+        self.router.start()
+        self._task = Task().start(router=self.router)
+        for event in events:
+            self._task.wait_for(event, 0, since="last")
+            self.heard[event] = []
+            threading.Thread(target=self._wait, args=(event,), daemon=True).start()
+        return self
+
+    def _wait(self, event: str) -> None:
+        try:
+            while True:
+                found = self._task.wait_for(event, 1.0, since="last")
+                if found is not None:
+                    producer, number, body = found[0]
+                    self.heard[event].append((producer, number, body))
+        except NotStarted:
+            pass  # it was stopped
+
+    def stop(self) -> int:
+        self._task.request_leave()
+        self._task.stop()
+        return super().stop()
 
 
 def kept_in(client: Any, run_id: str, event: str = EVENT) -> list[Heard]:

@@ -1,7 +1,8 @@
 """A seeded mix of faults for a given time, and what the oracle says of it.
 
-Four nodes emit all the time, two of them in processes of their own, while one fault after another is drawn from the
-seed: the same seed draws the same faults. All of them are of the kind under which nothing acknowledged may be lost.
+Five nodes emit all the time, two of them in processes of their own and one that waits for events where the others
+listen, while one fault after another is drawn from the seed: the same seed draws the same faults. All of them are of
+the kind under which nothing acknowledged may be lost.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from taskbus.bus.keys import Keys
 from taskbus.errors import WaitTimeout
 from taskbus.proxy import Proxy
 from taskbus.testing import RedisServer, until
-from tests.faults.node import EVENT, LogLines, Node
+from tests.faults.node import EVENT, LogLines, Node, WaitingNode
 from tests.faults.oracle import Ledger, Verdict, judge, table
 from tests.faults.process import NodeProcess
 
@@ -60,7 +61,7 @@ class Soak:
             options = ("--appendfsync", "always")
             self._server = self._stack.enter_context(RedisServer(*options, appendonly=True))
             self._proxy = self._stack.enter_context(Proxy(("127.0.0.1", self._server.port)))
-            talking = [self._make_node(name) for name in ("a", "b")]
+            talking = [self._make_node(kind, name) for kind, name in ((WaitingNode, "w"), (Node, "a"), (Node, "b"))]
             for _ in range(2):
                 self._processes.append(self._make_process())
             self._hurt(time.monotonic() + self._seconds)
@@ -72,8 +73,8 @@ class Soak:
 
     # Nodes -----------------------------------------------------------------------------------------------------------
 
-    def _make_node(self, name: str) -> threading.Thread:
-        node = Node(self._proxy.url, self._run_id, name).start(EVENT)
+    def _make_node(self, kind: type[Node], name: str) -> threading.Thread:
+        node = kind(self._proxy.url, self._run_id, name).start(EVENT)
         self._nodes.append(node)
         thread = threading.Thread(target=node.chatter, daemon=True)
         thread.start()
@@ -167,7 +168,7 @@ class Soak:
         self._with_client("PUBLISH", self._keys.channel(EVENT), junk)
 
     def _delete_key(self, length: float) -> None:
-        name = self._dice.choice("ab")
+        name = self._dice.choice("abw")
         ours = (self._keys.node(name), self._keys.inbox(name), self._keys.nodes, self._keys.streams)
         self._with_client("DEL", self._dice.choice(ours))
 

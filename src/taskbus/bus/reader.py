@@ -51,9 +51,8 @@ class Reader(Subscriptions):
         self._asked: Wanted | None = None  # the read that is in flight
         self._asked_at = 0.0
         self._rewinds_asked = 0
-        self._reply: Any = None  # of a read, where it is for the thread to look into
+        self._reply: Any = None  # of a read, where it is for the thread to look into, or to go on with
         self._mail: list[Any] = []  # entries of the inbox for the thread
-        self._is_large = False  # what is next is for the thread to fetch
         self._fault: BaseException | None = None  # what went wrong on another thread
         self._is_lent = False
         self._waiters: set[Waiter] = set()
@@ -181,7 +180,6 @@ class Reader(Subscriptions):
             self._fault is not None
             or self._reply is not None
             or self._mail
-            or self._is_large
             or self._any_wrong
             or self._goals.are_open
             or self.taker.gone_back
@@ -328,10 +326,9 @@ class Reader(Subscriptions):
         try:
             self._hand_over(wanted, pages, fetches=not leads)
         except LargePayload:
-            self._is_large = True
-            return  # what comes after it is read again
+            self._asked, self._reply = wanted, reply  # the reader's thread goes on where this one ends
+            return
         if not leads:
-            self._is_large = False
             if self.taker.gone_back:
                 self._explain_going_back()
             self._goals.check()

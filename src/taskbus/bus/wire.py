@@ -103,6 +103,7 @@ class Wire:
         self._socket: Any = None
         self._is_plain = False  # no TLS, and nothing of a test's in between
         self._descriptor = -1
+        self._limit: float | None = -1.0  # of the socket; none yet
         self._reader: Any = None
         self._buffer = bytearray(_READ_SIZE)
 
@@ -293,6 +294,9 @@ class Wire:
 
     def _set_timeout(self, seconds: float | None) -> None:
         """A plain socket blocks, and the system watches the time: Python would ask it before each call with a poll."""
+        if seconds == self._limit:
+            return
+        self._limit = seconds
         if not self._is_plain:
             self._socket.settimeout(seconds)
             return
@@ -351,7 +355,7 @@ class Wire:
     def close(self) -> None:
         """Close; harmless when closed."""
         connection, self._connection, self._socket, self._reader = self._connection, None, None, None
-        self._is_plain, self._descriptor = False, -1
+        self._is_plain, self._descriptor, self._limit = False, -1, -1.0
         opening, self._opening = self._opening, None
         if opening is not None:
             opening.abandon()
