@@ -1,4 +1,4 @@
-"""The thread that waits reads what comes by itself where it can; whoever else wants something is served all the same."""
+"""The thread that waits reads what comes by itself where it can; everybody else is served all the same."""
 
 from __future__ import annotations
 

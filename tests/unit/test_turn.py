@@ -1,4 +1,4 @@
-"""The turn: its owner lends it, whoever has borrowed it gives it back, and the owner comes when it is called or left."""
+"""The turn: its owner lends it, whoever borrows it gives it back, and the owner comes when called or left alone."""
 
 from __future__ import annotations
 
