@@ -127,7 +127,7 @@ class Guest:
         deadline = time.monotonic() + self.config.op_timeout
         self._stand()
         writer = Writer(self.config, self.target, self.keys, self._token, self._stand)
-        writer.start(self.name)
+        writer.start()
         try:
             writer.append(event, encoded, only_to, transient)
             writer.sync(max(0.1, deadline - time.monotonic()))

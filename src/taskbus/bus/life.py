@@ -106,7 +106,7 @@ class Life:
         self._connect_parts()
         if self.registry.finish is not None:
             self.finish.learn()
-        self.writer.start(self.registry.node_id)
+        self.writer.start()
         self.reader.start(inbox, parse_id(self.registry.inbox_at))
         self.heart.start()
         atexit.register(self.stop, "exited")

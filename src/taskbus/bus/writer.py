@@ -63,16 +63,14 @@ class Writer(Outbox):
         self._epoch = b""
         self._history: deque[tuple[int, tuple[tuple[str, int, int], ...]]] = deque(maxlen=_HISTORY)
         self._thread = threading.Thread(target=self._run, name="taskbus-writer", daemon=True)
-        self.node_id = ""
         self.on_fenced: Callable[[BusError], None] = self.fail
         self.epoch: Callable[[], bytes] = lambda: b""
         self.diagnose: Callable[[BusDenied, Wire], BusDenied] = lambda error, wire: error
         self.lost = self.reconnects = self.suppressed = 0
         self.sign_of_life = time.monotonic()
 
-    def start(self, node_id: str) -> None:
-        """Begin to write, for the node of that id."""
-        self.node_id = node_id
+    def start(self) -> None:
+        """Begin to write."""
         self._epoch = self.epoch()
         self._bell.open()
         self._thread.start()
