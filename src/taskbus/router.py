@@ -361,6 +361,11 @@ class Router(Meetings):
             callback()
         return len(callbacks)
 
+    @property
+    def has_tasks(self) -> bool:
+        """Whether somebody is there who can be asked to leave."""
+        return bool(self._leave_callbacks)
+
     def progress(self, step: int, role: str) -> None:
         """Note how far this node is; the registry shows it with the next heartbeat."""
         registry = self.life.registry

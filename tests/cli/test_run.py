@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,45 @@ def test_the_spellings_of_ditask_are_taken(shell: Shell) -> None:
         *("--labels", "learner", "--node-ids", "0", "--mq-type", "redis"),
     )
     assert said == "heard on 0 learner node.0\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_step_that_is_cut_is_told_and_exits_1(shell: Shell, workers: str, number: signal.Signals) -> None:
+    looker = shell.node(labels="looker")
+    begun: list[int] = []
+    left: list[str] = []
+    looker.on("in_the_long_step", lambda: begun.append(1))
+    looker.on("taskbus.node_left", lambda node, reason: left.append(reason))
+    process = shell.start("run", "tests.cli.jobs:long_step", "-n", workers, "--grace", "0.5", start_new_session=True)
+    until(lambda: len(begun) == int(workers), 20, "all are in their long step")
+    os.killpg(process.pid, number)
+    _, complaint = process.communicate(timeout=20)
+    assert process.returncode == 1
+    told = f"step 1 did not end within 0.5 s of {number.name} and was cut"
+    assert complaint.splitlines() == [told] * int(workers)
+    until(lambda: left == ["cut"] * int(workers), what="the others are told")
+    assert looker.finished is None
+
+
+def test_a_second_signal_cuts_the_step_and_says_so(shell: Shell) -> None:
+    looker = shell.node(labels="looker")
+    begun: list[int] = []
+    looker.on("in_the_long_step", lambda: begun.append(1))
+    process = shell.start("run", "tests.cli.jobs:long_step")
+    until(lambda: begun, 20, "it is in its long step")
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    process.send_signal(signal.SIGTERM)
+    _, complaint = process.communicate(timeout=20)
+    assert (process.returncode, complaint) == (1, "step 1 was cut by a second signal\n")
+
+
+@pytest.mark.parametrize("grace", ["-1", "inf", "soon"])
+def test_a_grace_without_an_end_is_refused(shell: Shell, grace: str) -> None:
+    done = shell.run("run", "tests.cli.jobs:say", "--grace", grace)
+    assert done.returncode == 2 and "grace" in done.stderr and "number of seconds" in done.stderr
 
 
 def test_what_only_peers_need_is_refused_with_the_reason(shell: Shell) -> None:
