@@ -137,6 +137,7 @@ class Plan:
     startup_interval: float = 0.0
     grace: float = GRACE
     settings: dict[str, Any] = field(default_factory=dict)
+    launched: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.workers, int) or self.workers < 1:
@@ -156,6 +157,7 @@ class Plan:
         """
         if not callable(main):
             raise ConfigError(f"main has to be callable, got {main!r}")
+        self.launched = time.time()
         with ExitStack() as stack:
             settings = dict(self.settings)
             if not self.url:
@@ -172,7 +174,8 @@ class Plan:
         attempt = 0
         while True:
             try:
-                return run_node(settings, self.node_ids[0], main, args, kwargs, Start(self.grace, attempt))
+                start = Start(self.grace, self.launched, attempt)
+                return run_node(settings, self.node_ids[0], main, args, kwargs, start)
             except Exception as error:
                 if not self.auto_recover or attempt >= self.max_retries:
                     raise
@@ -182,9 +185,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Start:
-    """One start of ``main``: ``grace`` seconds for a step to end after SIGTERM, and how many starts came before."""
+    """One start of ``main``: ``attempt`` came before, the first ``launched`` at that Unix time."""
 
-    grace: float = GRACE
+    grace: float
+    launched: float
     attempt: int = 0
 
 
@@ -196,6 +200,7 @@ def run_node(
     Raises ``Terminated`` after a signal, and ``Fenced`` when another process took this node's place meanwhile.
     """
     router = Router(**{**settings, "node_id": node_id})
+    router.launched = start.launched
     with Draining(router, start.grace) as draining:
         try:
             _start(router, patient=start.attempt > 0)
@@ -283,7 +288,7 @@ class _Workers:
 
     def _start(self, number: int) -> None:
         ours, theirs = self._context.Pipe(duplex=False)
-        start = Start(self._plan.grace, self._attempts[number])
+        start = Start(self._plan.grace, self._plan.launched, self._attempts[number])
         arguments = (self._settings, self._plan.node_ids[number], self._job, start, theirs)
         process = self._context.Process(target=_work, args=arguments, name=f"taskbus-worker-{number}")
         process.start()

@@ -27,6 +27,12 @@ def steps() -> None:
     print("left in order\n", end="", flush=True)  # in one piece: several processes write
 
 
+def leave_at_once() -> None:
+    """The first worker is through before the second one begins."""
+    with task.start():
+        print("left", flush=True)
+
+
 def long_step() -> None:
     """Come to step 1, which takes far longer than anybody waits."""
 

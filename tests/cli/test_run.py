@@ -135,6 +135,19 @@ def test_who_comes_to_a_finished_run_has_nothing_to_do_and_exits_0(shell: Shell,
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("url", ["private", "given"])
+def test_a_worker_that_comes_after_its_sibling_has_finished_the_run_is_told_what_to_change(
+    shell: Shell, url: str
+) -> None:
+    environment = {"TASKBUS_URL": ""} if url == "private" else {}
+    command = ("run", "tests.cli.jobs:leave_at_once", "-n", "2", "--node-ids", "0", "--startup-interval", "3")
+    done = shell.run(*command, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "node '0' finished run" in done.stderr and "before this worker began" in done.stderr
+    assert "barrier()" in done.stderr
+    assert "unix://" not in done.stderr and "taskbus reset" not in done.stderr
+
+
 def test_an_error_in_the_users_module_has_its_traceback(shell: Shell) -> None:
     done = shell.run("run", "tests.cli.broken:main")
     assert done.returncode == 1
