@@ -52,10 +52,10 @@ def check_reach(only_remote: bool, only_local: bool) -> None:
         raise ConfigError("only_remote and only_local together reach nobody; give one of them")
 
 
-def check_timeout(timeout: object) -> float:
-    """Return ``timeout`` if it is a number of seconds, else raise ``ConfigError`` that shows it."""
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or math.isnan(timeout):
-        raise ConfigError(f"timeout must be a number of seconds, not {_short(timeout)}")
+def check_timeout(timeout: object, what: str = "timeout") -> float:
+    """Return ``timeout`` if it is a number of seconds of at least 0, else raise ``ConfigError`` that shows it."""
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0:
+        raise ConfigError(f"{what} must be a number of seconds of at least 0, not {_short(timeout)}")
     return timeout
 
 

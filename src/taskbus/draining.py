@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -13,38 +14,51 @@ from typing import TYPE_CHECKING, Any, Final, Self
 if TYPE_CHECKING:
     from taskbus.router import Router
 
-__all__ = ["Draining", "Terminated"]
+__all__ = ["GRACE", "Draining", "Terminated", "patience"]
 
-TERM_BUDGET: Final = 10.0
+log = logging.getLogger("taskbus")
+
+GRACE: Final = 10.0
 """Seconds that a step may still take after SIGTERM; containers are usually given 10 to 30 s."""
 
-INT_BUDGET: Final = 1.0
-"""Seconds that a step may still take after Ctrl-C."""
+_INT_GRACE: Final = 1.0
+"""Seconds that it may still take after Ctrl-C, where somebody waits for it."""
+
+
+def patience(number: int, grace: float) -> float:
+    """Seconds that a step may still take after this signal."""
+    return min(_INT_GRACE, grace) if number == signal.SIGINT else grace
 
 
 class Terminated(BaseException):
-    """The process was asked to end by a signal; ``exit_code`` is 0 after SIGTERM and 130 after Ctrl-C."""
+    """The process was asked to end by a signal.
 
-    def __init__(self, number: int) -> None:
+    ``exit_code`` is 0 after SIGTERM and 130 after Ctrl-C, and 1 after either when a step was cut.
+    """
+
+    def __init__(self, number: int, was_cut: bool = False) -> None:
         super().__init__(number)
         self.number = number
-        self.exit_code = 130 if number == signal.SIGINT else 0
-        self.grace = INT_BUDGET + 0.5 if number == signal.SIGINT else TERM_BUDGET + 3.0
+        self.was_cut = was_cut
+        self.exit_code = 1 if was_cut else 130 if number == signal.SIGINT else 0
 
 
 class Draining:
     """While entered, SIGTERM and SIGINT ask the tasks of ``router`` to leave; nothing is raised into their work.
 
-    Only a process without a task to ask, a second signal, and a budget that runs out raise :class:`Terminated` in the
-    main thread; without a router (the parent of workers) the first signal does. Does nothing outside the main thread.
-    A worker whose parent dies is asked to leave too.
+    Only a process without a task to ask, a second signal, and ``grace`` seconds that are over raise
+    :class:`Terminated` in the main thread; without a router (the parent of workers) the first signal does. Does
+    nothing outside the main thread. A worker whose parent dies is asked to leave too.
 
     The signals are taken from a pipe by a thread: the main thread may be blocked when the system hands a signal to
     another one, and it may hold a lock that asking takes.
     """
 
-    def __init__(self, router: Router | None) -> None:
+    def __init__(self, router: Router | None, grace: float = GRACE) -> None:
         self._router = router
+        self._grace = grace
+        self.was_cut = False
+        """A task was asked to leave, and it was not let come to the end of its step."""
         self._before: dict[int, Any] = {}
         self._number = 0
         self._raise = False
@@ -77,12 +91,12 @@ class Draining:
     def raise_signal(self) -> None:
         """Raise ``Terminated`` if a signal has come."""
         if self._number:
-            raise Terminated(self._number)
+            raise Terminated(self._number, self.was_cut)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._raise:
             self._raise = False
-            raise Terminated(self._number)
+            raise Terminated(self._number, self.was_cut)
 
     def _run(self) -> None:
         parent = multiprocessing.parent_process()
@@ -91,8 +105,9 @@ class Draining:
         while True:
             ready = wait(watched, budget)
             if not ready:
+                within = patience(self._number, self._grace)
+                self._cut(f"did not end within {within:g} s of {signal.Signals(self._number).name} and was cut")
                 budget = None
-                self._interrupt()
             elif self._read in ready:
                 for byte in os.read(self._read, 64):
                     if not byte:
@@ -111,17 +126,24 @@ class Draining:
             return budget  # the parent of workers passes on what the whole group may have got already
         elif self._number == signal.SIGTERM and not self._raised and multiprocessing.parent_process() is not None:
             self._number = number  # and what it passes on may come first
-            return INT_BUDGET
+            return patience(number, self._grace)
         elif self._number:
             if self._raised and number == signal.SIGINT:
                 os._exit(130)  # the third time: whoever types it wants no more flushing
-            self._interrupt()
+            self._cut("was cut by a second signal")
         else:
             self._number = number
             if self._router is not None and self._router.request_leave():
-                return INT_BUDGET if number == signal.SIGINT else TERM_BUDGET
+                return patience(number, self._grace)
             self._interrupt()
         return None
+
+    def _cut(self, how: str) -> None:
+        """Interrupt the work of a task, and say so; a process whose tasks have left is interrupted without a word."""
+        if self._router is not None and not self._raised and self._router.has_tasks:
+            self.was_cut = True
+            log.error("step %d %s", self._router.life.registry.step, how)
+        self._interrupt()
 
     def _interrupt(self) -> None:
         if not self._raised:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -14,17 +15,19 @@ from taskbus.bus.guest import Guest
 from taskbus.bus.life import Life
 from taskbus.bus.runs import remove_run
 from taskbus.config import RouterConfig
-from taskbus.errors import NodeIdTaken, NotStarted
+from taskbus.errors import BusError, BusUnavailable, NodeIdTaken, NotStarted, WaitTimeout
 from taskbus.mailbox import ErrorBox
 from taskbus.router import Router
 from taskbus.seam import Seam, SeamTarget
-from taskbus.types import FinishInfo
+from taskbus.types import FinishInfo, Labels, NodeInfo, Since, Sink
 from taskbus.until import until
 
 __all__ = ["Emitted", "LinkedNode", "LinkedNodes"]
 
 _SETTINGS: dict[str, Any] = {"heartbeat": 0.2, "lease": 2.0, "block": 0.3, "op_timeout": 3.0, "stop_timeout": 1.0}
 """Short ones, so that a test does not wait long for a lease to run out."""
+
+_LAST_SETTLING = 1.0
 
 
 class Emitted(NamedTuple):
@@ -41,7 +44,7 @@ class LinkedNode(Router):
 
     def __init__(self, url: str, **settings: Any) -> None:
         super().__init__(url, **settings)
-        self.seam = Seam()
+        self.seam = Seam(self.config.op_timeout)
         self.tokens: set[str] = set()
         """What its events are signed with, one for each of its lives."""
 
@@ -49,6 +52,34 @@ class LinkedNode(Router):
         life = Life(self.config, self.loop, SeamTarget(self.config.url, self.config.connect_timeout, self.seam))
         self.tokens.add(life.producer)
         return life
+
+    @property
+    def life(self) -> Life:
+        """As of every router; a node that the test has killed says so."""
+        if self.seam.state == "ended":
+            raise NotStarted(f"the test has killed node {self.node_id!r}: revive() it first")
+        return super().life
+
+    def subscribe(self, sink: Sink, since: Since = "now", timeout: float | None = None) -> None:
+        with self._telling_of_a_freeze():
+            super().subscribe(sink, since, timeout)
+
+    def sync(self, timeout: float | None = None) -> None:
+        with self._telling_of_a_freeze():
+            super().sync(timeout)
+
+    def nodes(self, patterns: Labels = None) -> list[NodeInfo]:
+        with self._telling_of_a_freeze():
+            return super().nodes(patterns)
+
+    @contextmanager
+    def _telling_of_a_freeze(self) -> Iterator[None]:
+        try:
+            yield
+        except BusError as error:
+            if self.seam.state == "frozen":
+                raise BusUnavailable(f"the test has frozen node {self.node_id!r}: thaw() it first") from error
+            raise
 
     @property
     def is_linked(self) -> bool:
@@ -66,7 +97,8 @@ class LinkedNode(Router):
     def freeze(self) -> None:
         """Let nothing pass in either direction and break nothing, as a process that is paused; :meth:`thaw` ends it.
 
-        Its lease runs out meanwhile. Listeners still run for what had arrived, and for what is emitted here.
+        Its lease runs out meanwhile. Listeners still run for what had arrived, and for what is emitted here. Whatever a
+        test asks of it otherwise is refused after ``op_timeout``.
         """
         self.seam.freeze()
 
@@ -89,7 +121,7 @@ class LinkedNode(Router):
         """Start it again under its id once its lease has run out, as a restarted process: it has no listeners."""
         if self.node_id is not None:
             self.config = replace(self.config, node_id=self.node_id)
-        self.seam = Seam()
+        self.seam = Seam(self.config.op_timeout)
         before = self.errors.kept  # of the life that was killed, where nobody was told yet
         until(self._try_to_start, 2 * self.config.lease + 5.0, f"node {self.node_id!r} can have its id again")
         for error in before:
@@ -235,9 +267,12 @@ class LinkedNodes:
     def close(self) -> None:
         """Stop every node and remove the run: no thread and no key stays behind. Harmless when repeated.
 
-        Raises, in the end, the first error of a listener that was raised nowhere yet.
+        What is under way may settle first, for a second. Raises, in the end, the first error of a listener that was
+        raised nowhere yet.
         """
         try:
+            with suppress(WaitTimeout, BusError):  # how busy a test leaves its nodes is its own affair
+                until(self._is_quiet, _LAST_SETTLING)
             self._raise_first()
         finally:
             self._remove()

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import random
+import signal
 import threading
 import time
 import traceback
@@ -15,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from taskbus.bus.embedded import EmbeddedServer
-from taskbus.config import RouterConfig
-from taskbus.draining import Draining, Terminated
+from taskbus.config import RouterConfig, check_timeout
+from taskbus.draining import GRACE, Draining, Terminated, patience
 from taskbus.errors import ConfigError, NodeIdTaken, NotStarted, RunFinished, TaskbusError, WorkerFailed
 from taskbus.router import Router, activate, active_router
 
@@ -39,6 +40,8 @@ REFUSED = {
 """Settings of message queues without a server, and why there is nothing to set."""
 
 _GRACE = 1.5
+_WAS_CUT = 70
+"""What a worker exits with when a step of it was cut: it has said so itself."""
 
 
 class Parallel:
@@ -71,6 +74,7 @@ class Parallel:
         startup_interval: float = 0.0,
         *,
         mq_type: str = "redis",
+        grace: float = GRACE,
         **settings: Any,
     ) -> Callable[..., Any]:
         """What runs ``main(*args, **kwargs)`` in so many local processes, each with a router that its tasks use.
@@ -87,11 +91,13 @@ class Parallel:
             auto_recover: Start ``main`` again when it failed or its process died, ``max_retries`` times per worker.
             startup_interval: Seconds between the starts of two workers.
             mq_type: ``"redis"``, the only one.
+            grace: Seconds that a step may still take after SIGTERM, at most one of them after Ctrl-C; then it is cut.
             settings: Further settings of the routers, see :class:`~taskbus.config.RouterConfig`.
 
         Raises (when called):
             WorkerFailed: A worker failed or died; the others were ended. Its message holds the worker's traceback.
             TaskbusError: A worker could not join the run, for the reason that is raised; ``main`` was not called there.
+            SystemExit: A signal came: 0 after SIGTERM, 130 after Ctrl-C, and 1 after either when a step was cut.
         """
         for name in REFUSED.keys() & settings.keys():
             raise ConfigError(f"{name}= is not needed: {REFUSED[name]}")
@@ -107,14 +113,15 @@ class Parallel:
             auto_recover=auto_recover,
             max_retries=max_retries,
             startup_interval=startup_interval,
+            grace=grace,
             settings={"url": redis_url, "run_id": run_id, "labels": labels, **settings},
         )
 
         def run(main: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             try:
                 return plan.run(main, args, kwargs)
-            except Terminated as signal:
-                raise SystemExit(signal.exit_code) from None
+            except Terminated as ended:
+                raise SystemExit(ended.exit_code) from None
 
         return run
 
@@ -128,11 +135,15 @@ class Plan:
     auto_recover: bool = False
     max_retries: float = math.inf
     startup_interval: float = 0.0
+    grace: float = GRACE
     settings: dict[str, Any] = field(default_factory=dict)
+    launched: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.workers, int) or self.workers < 1:
             raise ConfigError(f"n_parallel_workers must be a whole number of at least 1, not {self.workers!r}")
+        if check_timeout(self.grace, "grace") == math.inf:
+            raise ConfigError("grace must be a finite number of seconds: who sends a signal waits for its end")
         if isinstance(self.settings.get("labels"), Iterable) and not isinstance(self.settings["labels"], str):
             self.settings["labels"] = frozenset(self.settings["labels"])
         self.url = RouterConfig.from_env(**self.settings).url
@@ -146,6 +157,7 @@ class Plan:
         """
         if not callable(main):
             raise ConfigError(f"main has to be callable, got {main!r}")
+        self.launched = time.time()
         with ExitStack() as stack:
             settings = dict(self.settings)
             if not self.url:
@@ -162,7 +174,8 @@ class Plan:
         attempt = 0
         while True:
             try:
-                return run_node(settings, self.node_ids[0], main, args, kwargs, attempt=attempt)
+                start = Start(self.grace, self.launched, attempt)
+                return run_node(settings, self.node_ids[0], main, args, kwargs, start)
             except Exception as error:
                 if not self.auto_recover or attempt >= self.max_retries:
                     raise
@@ -170,17 +183,27 @@ class Plan:
                 log.warning("main failed (%s: %s); start %d of it", type(error).__name__, error, attempt + 1)
 
 
+@dataclass(frozen=True)
+class Start:
+    """One start of ``main``: ``attempt`` came before, the first ``launched`` at that Unix time."""
+
+    grace: float
+    launched: float
+    attempt: int = 0
+
+
 def run_node(
-    settings: dict[str, Any], node_id: str | None, main: Callable[..., Any], args: Any, kwargs: Any, *, attempt: int = 0
+    settings: dict[str, Any], node_id: str | None, main: Callable[..., Any], args: Any, kwargs: Any, start: Start
 ) -> Any:
     """Run ``main`` as one node in this process, with its router active.
 
     Raises ``Terminated`` after a signal, and ``Fenced`` when another process took this node's place meanwhile.
     """
     router = Router(**{**settings, "node_id": node_id})
-    with Draining(router) as draining:
+    router.launched = start.launched
+    with Draining(router, start.grace) as draining:
         try:
-            _start(router, patient=attempt > 0)
+            _start(router, patient=start.attempt > 0)
         except TaskbusError as error:
             vars(error)["joined"] = False  # nothing of the user's was called: a traceback says no more than the message
             raise
@@ -197,6 +220,8 @@ def run_node(
             raise
         finally:
             activate(None)
+            if router.is_active:
+                router.life.was_cut = draining.was_cut
             router.stop()
         draining.raise_signal()
         return result
@@ -231,6 +256,7 @@ class _Workers:
         self._pipes: dict[int, Connection] = {}
         self._last_words: dict[int, str | TaskbusError] = {}
         self._attempts = [0] * plan.workers
+        self._was_cut = False
 
     def run(self) -> None:
         with Draining(None):
@@ -244,12 +270,15 @@ class _Workers:
                     for number, process in list(self._processes.items()):
                         if process.sentinel in ready:
                             self._ended(number, process)
-            except Terminated as signal:
-                self._stop_all(signal.grace)
-                raise
+            except Terminated as ended:
+                allowed = patience(ended.number, self._plan.grace)
+                self._stop_all(allowed + (1.0 if ended.number == signal.SIGINT else 3.0))
+                raise Terminated(ended.number, self._was_cut) from None
             except BaseException:
                 self._stop_all(_GRACE)
                 raise
+            if self._was_cut:
+                raise Terminated(signal.SIGTERM, was_cut=True)
 
     def _start_all(self) -> None:
         for number in range(self._plan.workers):
@@ -259,7 +288,8 @@ class _Workers:
 
     def _start(self, number: int) -> None:
         ours, theirs = self._context.Pipe(duplex=False)
-        arguments = (self._settings, self._plan.node_ids[number], self._job, self._attempts[number], theirs)
+        start = Start(self._plan.grace, self._plan.launched, self._attempts[number])
+        arguments = (self._settings, self._plan.node_ids[number], self._job, start, theirs)
         process = self._context.Process(target=_work, args=arguments, name=f"taskbus-worker-{number}")
         process.start()
         theirs.close()
@@ -271,7 +301,8 @@ class _Workers:
         if number in self._pipes:
             _receive(self._pipes.pop(number))  # held open by a process of its own
         why = self._last_words.pop(number, "")
-        if not process.exitcode:
+        if not process.exitcode or process.exitcode == _WAS_CUT:
+            self._was_cut = self._was_cut or process.exitcode == _WAS_CUT
             return
         node_id = self._plan.node_ids[number]
         who = f"worker {number} ({'' if node_id is None else f'node {node_id!r}, '}pid {process.pid})"
@@ -301,18 +332,19 @@ class _Workers:
         for process in self._processes.values():
             process.join(max(0.0, deadline - time.monotonic()))
             if process.is_alive():
-                log.warning("%s did not end within %.1f s and is killed", process.name, grace)
+                log.error("%s did not end within %g s and is killed", process.name, grace)
                 process.kill()
                 process.join()
+            self._was_cut = self._was_cut or process.exitcode in (_WAS_CUT, -signal.SIGKILL)
 
 
-def _work(settings: dict[str, Any], node_id: str | None, job: tuple[Any, ...], attempt: int, pipe: Connection) -> None:
+def _work(settings: dict[str, Any], node_id: str | None, job: tuple[Any, ...], start: Start, pipe: Connection) -> None:
     """A worker's whole life; the parent's death ends it as a SIGTERM does."""
     main, args, kwargs = job
     try:
-        run_node(settings, node_id, main, args, kwargs, attempt=attempt)
-    except Terminated:
-        raise SystemExit(0) from None
+        run_node(settings, node_id, main, args, kwargs, start)
+    except Terminated as ended:
+        raise SystemExit(_WAS_CUT if ended.was_cut else 0) from None
     except Exception as error:  # noqa: BLE001 whatever it is, the parent raises it
         with suppress(OSError):  # the parent has ended, or it has heard of another one first
             pipe.send(error if isinstance(error, TaskbusError) and "joined" in vars(error) else user_traceback(error))

@@ -67,6 +67,8 @@ class Router(Meetings):
                 "a router needs the URL of its bus: give url=, set TASKBUS_URL, or use memory://name within one process"
             )
         super().__init__()
+        self.launched: float | None = None
+        """When the launch of local workers began that this node belongs to (Unix time)."""
         self.loop = EventLoop(f"router-{self.config.run_id}")
         self.errors = ErrorBox()
         self.recorded: deque[tuple[str, Event]] = deque(maxlen=self.config.retention_events)
@@ -125,15 +127,20 @@ class Router(Meetings):
             self._life = life
         finished = life.finish.known
         if finished is not None:
-            log.warning(
-                "run %r is finished already (by node %r: %s); give each launch a run_id of its own, "
-                "or use the name again after `%s`",
-                self.config.run_id,
-                finished.node,
-                finished.reason,
-                self.config.reset_command,
-            )
+            log.warning("%s", self._why_finished(finished))
         return self
+
+    def _why_finished(self, finished: FinishInfo) -> str:
+        if self.launched is not None and finished.at >= self.launched:
+            return (
+                f"node {finished.node!r} finished run {self.config.run_id!r} ({finished.reason}) in this launch, "
+                "before this worker began: leaving `with task.start()` finishes the run for all, so only the node that "
+                "decides the end should leave it, or all meet at a barrier() first"
+            )
+        return (
+            f"run {self.config.run_id!r} is finished already (by node {finished.node!r}: {finished.reason}); give each "
+            f"launch a run_id of its own, or use the name again after `{self.config.reset_command}`"
+        )
 
     def _new_life(self) -> Life:
         return Life(self.config, self.loop)
@@ -360,6 +367,11 @@ class Router(Meetings):
         for callback in callbacks:
             callback()
         return len(callbacks)
+
+    @property
+    def has_tasks(self) -> bool:
+        """Whether somebody is there who can be asked to leave."""
+        return bool(self._leave_callbacks)
 
     def progress(self, step: int, role: str) -> None:
         """Note how far this node is; the registry shows it with the next heartbeat."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakSet
 
 from taskbus.bus.connect import Target
-from taskbus.errors import BusDenied, ConfigError
+from taskbus.errors import BusDenied, BusUnavailable, ConfigError
 
 if TYPE_CHECKING:
     from redis import Connection
@@ -17,15 +17,20 @@ __all__ = ["Seam", "SeamTarget"]
 
 State = Literal["open", "cut", "frozen", "ended"]
 
+_OWN = {f"taskbus-{part}" for part in ("channels", "connect", "heart", "reader", "writer")}
+"""The threads of a node that stand still with it."""
+
 
 class Seam:
     """All connections of one node.
 
     ``cut``: those that are open break, and none can be opened. ``frozen``: they stay open, but nothing passes in either
     direction, as if the process or the network stood still. When a call returns, nothing passes that should not.
+    The node's own threads stand still for as long as that lasts, a test that calls it for ``patience`` seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
         self._changed = threading.Condition()
         self._connections: WeakSet[Any] = WeakSet()
         self.state: State = "open"
@@ -70,8 +75,10 @@ class Seam:
 
     def check(self, generation: int) -> None:
         """Wait while nothing passes; raise when the connection was cut."""
+        patience = None if threading.current_thread().name in _OWN else self._patience
         with self._changed:
-            self._changed.wait_for(lambda: self.state != "frozen")
+            if not self._changed.wait_for(lambda: self.state != "frozen", patience):
+                raise BusUnavailable("the test has frozen this node: thaw() it first")
             if self.state == "ended":
                 raise BusDenied("the test has killed this node")
             if self.state == "cut" or generation != self.generation:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from taskbus import Context, Parallel, task
 from taskbus.errors import WaitTimeout
 
@@ -23,6 +25,25 @@ def steps() -> None:
         task.use(step)
         task.run()
     print("left in order\n", end="", flush=True)  # in one piece: several processes write
+
+
+def leave_at_once() -> None:
+    """The first worker is through before the second one begins."""
+    with task.start():
+        print("left", flush=True)
+
+
+def long_step() -> None:
+    """Come to step 1, which takes far longer than anybody waits."""
+
+    def step(ctx: Context) -> None:
+        if ctx.total_step:
+            task.emit("in_the_long_step")
+            threading.Event().wait(60)
+
+    with task.start():
+        task.use(step)
+        task.run()
 
 
 def late() -> None:

@@ -7,11 +7,15 @@ import os
 import pty
 import re
 import select
+import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 
-from taskbus.testing import until
-from tests.cli.conftest import Shell
+import pytest
+
+from taskbus.testing import RedisServer, until
+from tests.cli.conftest import ROOT, Shell
 
 
 def test_nodes_are_listed_with_what_the_registry_knows(shell: Shell) -> None:
@@ -129,6 +133,33 @@ def test_a_node_that_is_alive_but_deaf_is_unhealthy(shell: Shell) -> None:
     assert done.returncode == 1
     assert "node a" in done.stderr and "hears nothing" in done.stderr
     assert "DEAF" in shell.ok("nodes")
+
+
+def test_check_cannot_tell_while_redis_is_away(redis_server: RedisServer) -> None:
+    shell = Shell(redis_server.url)
+    node = shell.node(node_id="a")
+    redis_server.freeze()
+    frozen = shell.run("check", "--node-id", "a")
+    redis_server.kill()
+    gone = shell.run("check", "--node-id", "a")
+    redis_server.start()
+    until(lambda: shell.run("check", "--node-id", "a").returncode == 0, 20, "it has registered again")
+    node.stop()
+    for done in (frozen, gone):
+        assert done.returncode == 4
+        assert done.stderr.startswith("taskbus check: cannot tell: Redis at ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("file", ["Dockerfile", "compose.yml", "kubernetes.yaml"])
+def test_the_containers_are_healthy_while_nobody_can_tell(file: str, tmp_path: Path) -> None:
+    [command] = re.findall(r"taskbus check.*? -eq 4 \]", (ROOT / "docker" / file).read_text())
+    taskbus = tmp_path / "taskbus"
+    for code, expected in ((0, 0), (1, 1), (4, 0)):
+        taskbus.write_text(f"#!/bin/sh\nexit {code}\n")
+        taskbus.chmod(0o755)
+        environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "JOB": "run-role"}
+        done = subprocess.run(["sh", "-c", command.replace("$$", "$")], env=environment, check=False)
+        assert done.returncode == expected
 
 
 def test_a_node_that_left_is_not_healthy(shell: Shell) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,45 @@ def test_the_spellings_of_ditask_are_taken(shell: Shell) -> None:
         *("--labels", "learner", "--node-ids", "0", "--mq-type", "redis"),
     )
     assert said == "heard on 0 learner node.0\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_step_that_is_cut_is_told_and_exits_1(shell: Shell, workers: str, number: signal.Signals) -> None:
+    looker = shell.node(labels="looker")
+    begun: list[int] = []
+    left: list[str] = []
+    looker.on("in_the_long_step", lambda: begun.append(1))
+    looker.on("taskbus.node_left", lambda node, reason: left.append(reason))
+    process = shell.start("run", "tests.cli.jobs:long_step", "-n", workers, "--grace", "0.5", start_new_session=True)
+    until(lambda: len(begun) == int(workers), 20, "all are in their long step")
+    os.killpg(process.pid, number)
+    _, complaint = process.communicate(timeout=20)
+    assert process.returncode == 1
+    told = f"step 1 did not end within 0.5 s of {number.name} and was cut"
+    assert complaint.splitlines() == [told] * int(workers)
+    until(lambda: left == ["cut"] * int(workers), what="the others are told")
+    assert looker.finished is None
+
+
+def test_a_second_signal_cuts_the_step_and_says_so(shell: Shell) -> None:
+    looker = shell.node(labels="looker")
+    begun: list[int] = []
+    looker.on("in_the_long_step", lambda: begun.append(1))
+    process = shell.start("run", "tests.cli.jobs:long_step")
+    until(lambda: begun, 20, "it is in its long step")
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    process.send_signal(signal.SIGTERM)
+    _, complaint = process.communicate(timeout=20)
+    assert (process.returncode, complaint) == (1, "step 1 was cut by a second signal\n")
+
+
+@pytest.mark.parametrize("grace", ["-1", "inf", "soon"])
+def test_a_grace_without_an_end_is_refused(shell: Shell, grace: str) -> None:
+    done = shell.run("run", "tests.cli.jobs:say", "--grace", grace)
+    assert done.returncode == 2 and "grace" in done.stderr and "number of seconds" in done.stderr
 
 
 def test_what_only_peers_need_is_refused_with_the_reason(shell: Shell) -> None:
@@ -92,6 +133,19 @@ def test_who_comes_to_a_finished_run_has_nothing_to_do_and_exits_0(shell: Shell,
     assert done.returncode == 0, done.stderr
     assert "is finished already (by node 'a': completed)" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("url", ["private", "given"])
+def test_a_worker_that_comes_after_its_sibling_has_finished_the_run_is_told_what_to_change(
+    shell: Shell, url: str
+) -> None:
+    environment = {"TASKBUS_URL": ""} if url == "private" else {}
+    command = ("run", "tests.cli.jobs:leave_at_once", "-n", "2", "--node-ids", "0", "--startup-interval", "3")
+    done = shell.run(*command, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "node '0' finished run" in done.stderr and "before this worker began" in done.stderr
+    assert "barrier()" in done.stderr
+    assert "unix://" not in done.stderr and "taskbus reset" not in done.stderr
 
 
 def test_an_error_in_the_users_module_has_its_traceback(shell: Shell) -> None:

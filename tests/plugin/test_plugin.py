@@ -84,9 +84,12 @@ def test_a_listener_that_fails_fails_its_test(pytester: pytest.Pytester) -> None
         def test_that_does_not(taskbus_run):
             node = listen(taskbus_run)
             until(lambda: node.errors.kept)
+
+        def test_that_ends_at_once(taskbus_run):
+            listen(taskbus_run)
         """
     )
-    run(pytester).assert_outcomes(failed=1, passed=1, errors=1)
+    run(pytester).assert_outcomes(failed=1, passed=2, errors=2)
 
 
 def test_every_test_has_a_bus_in_process_of_its_own(pytester: pytest.Pytester) -> None:

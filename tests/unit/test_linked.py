@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from taskbus import Context, NotStarted, Task, WaitTimeout
+from taskbus import BusUnavailable, Context, NotStarted, Task, WaitTimeout
 from taskbus.testing import LinkedNodes, until
 
 
@@ -72,6 +73,25 @@ def test_an_error_of_a_listener_that_nobody_saw_is_raised_at_the_end(redis_url: 
         raise ValueError("the test's own")
 
 
+def test_an_error_of_a_listener_that_runs_only_at_the_end_is_raised_too(redis_url: str) -> None:
+    for hurt in ("cut", "freeze", "kill"):
+        with pytest.raises(ZeroDivisionError), LinkedNodes(redis_url) as nodes:
+            a, b, c = (nodes.node() for _ in range(3))
+            b.on("x", lambda: threading.Event().wait(0.2) or 1 / 0)
+            getattr(c, hurt)()
+            a.emit("x")
+
+
+def test_a_listener_without_an_end_does_not_keep_the_end_from_coming(redis_url: str) -> None:
+    began, go_on = time.monotonic(), threading.Event()
+    with LinkedNodes(redis_url) as nodes:
+        node = nodes.node()
+        node.on("x", lambda: go_on.wait(30) and None)
+        node.emit("x")
+    assert time.monotonic() - began < 10
+    go_on.set()
+
+
 def test_an_error_of_before_a_kill_is_not_forgotten(nodes: LinkedNodes) -> None:
     node = nodes.node()
     node.on("x", lambda: 1 / 0)
@@ -127,6 +147,46 @@ def test_a_frozen_node_loses_its_lease_and_is_back_when_it_thaws(nodes: LinkedNo
     nodes.settle()
     until(lambda: len(a.nodes()) == 2, what="b has registered again")
     assert heard == [1]
+
+
+def test_what_is_asked_of_a_frozen_node_is_refused_in_time(redis_url: str) -> None:
+    with LinkedNodes(redis_url, op_timeout=0.5) as nodes:
+        node = nodes.node(node_id="b")
+        node.freeze()
+        began = time.monotonic()
+        for ask in (lambda: node.on("x", print), lambda: node.on("y", print, since="start"), node.nodes):
+            with pytest.raises(BusUnavailable, match=r"frozen node 'b': thaw\(\) it first"):
+                ask()
+        node.emit("x")
+        with pytest.raises(BusUnavailable, match=r"frozen node 'b': thaw\(\) it first"):
+            node.sync()
+        with Task().start(router=node) as task:
+            assert task.wait_for("never", timeout=0.1) is None
+            task.request_leave()
+        node.stop()
+        assert time.monotonic() - began < 12, "each within its half a second, and as much again for a busy machine"
+
+
+def test_a_frozen_node_that_was_asked_something_goes_on_when_it_thaws(redis_url: str) -> None:
+    with LinkedNodes(redis_url, op_timeout=0.5) as nodes:
+        a, b = nodes.node(), nodes.node()
+        heard: list[int] = []
+        b.freeze()
+        with pytest.raises(BusUnavailable):
+            b.on("x", heard.append)
+        b.thaw()
+        b.on("x", heard.append)
+        a.emit("x", 1)
+        nodes.settle()
+        assert heard == [1]
+
+
+def test_what_is_asked_of_a_killed_node_is_refused_with_the_reason(nodes: LinkedNodes) -> None:
+    node = nodes.node(node_id="b")
+    node.kill()
+    for ask in (lambda: node.emit("x"), lambda: node.on("x", print), node.sync, node.nodes):
+        with pytest.raises(NotStarted, match=r"the test has killed node 'b': revive\(\) it first"):
+            ask()
 
 
 def test_a_killed_node_neither_leaves_nor_flushes_and_comes_back_under_its_id(nodes: LinkedNodes) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import redis
 from redis import exceptions as driver
@@ -23,6 +25,7 @@ MEMORY_SERVERS: dict[str, Any] = {}
 _LATER = {
     "redis+cluster": "Redis Cluster is not supported yet; give one server as redis://host:port/db",
 }
+_AUTHORITY = re.compile("[^/?#]*")
 _ESCAPE = "in user and password of a URL, / has to be %2F, ? %3F, # %23, [ %5B and @ %40"
 
 
@@ -53,8 +56,8 @@ class Target:
             self.where = f"memory://{rest}"
             self._kind, self._settings = _memory(rest)
             return
-        authority, _, behind = rest.partition("?")[0].partition("/")
-        if authority and "@" in behind and "@" not in authority:
+        authority = _AUTHORITY.match(rest)[0]  # type: ignore[index]  # it matches anything
+        if "@" in rest[len(authority) :] and (scheme != "unix" or (authority and "@" not in authority)):
             raise ConfigError(f"{_ESCAPE} (given: {hide_password(url)})")
         if scheme == "redis+sentinel":
             self._kind, self._settings = PrimaryConnection, parse_sentinel_url(url, hide_password(url))
@@ -68,8 +71,21 @@ class Target:
             why = _ESCAPE if "@" in url else error  # the error quotes what it takes for a port
             raise ConfigError(f"the URL of the bus makes no sense: {why} (given: {hide_password(url)})") from None
         self._kind = self._settings.pop("connection_class", redis.Connection)
+        database = unquote(urlsplit(url).path).strip("/")
+        if scheme != "unix" and database and not database.isdecimal():
+            raise ConfigError(f"the database in the URL must be a number, as in redis://host:6379/0, not {database!r}")
+        self._check_options(url)
         path = self._settings.get("path")
         self.where = path or f"{self._settings.get('host', 'localhost')}:{self._settings.get('port', 6379)}"
+
+    def _check_options(self, url: str) -> None:
+        """Refuse options in the URL that the driver would refuse, or stumble over, at every attempt to connect."""
+        try:
+            self.connection()
+        except (TypeError, ValueError, AttributeError, driver.RedisError) as error:
+            names = [name for name in parse_qs(urlsplit(url).query) if f"'{name}'" in str(error)]
+            what = f"knows no option {names[0]!r}" if names else f"has options that make no sense: {error}"
+            raise ConfigError(f"the URL of the bus {what} (given: {hide_password(url)})") from error
 
     def connection(self) -> redis.Connection:
         """A new connection, not yet open, that never retries by itself and speaks RESP2.
@@ -81,10 +97,10 @@ class Target:
             **{
                 "socket_connect_timeout": self._timeout,
                 "socket_timeout": self._timeout,
-                "retry": Retry(NoBackoff(), 0),
-                "driver_info": None,
                 **self._settings,
-                "protocol": 2,  # whatever the URL asks for
+                "retry": Retry(NoBackoff(), 0),  # whatever the URL asks for, as the next two
+                "driver_info": None,
+                "protocol": 2,
             }
         )
 
@@ -115,6 +131,9 @@ _NO_RIGHT = (  # what the server says without a class of its own in the driver
     "unauthenticated",
 )
 
+_NO_DATABASE = ("DB index is out of range", "invalid DB index")
+_HERE = re.compile(r"localhost:|127\.|\[?::1\b")
+
 _NO_PASSWORD = ("NOAUTH", "Authentication required")
 
 
@@ -141,6 +160,8 @@ def explain(error: BaseException, where: str, what: str = "") -> BusError:
         text = f"{text} (at {what})"
     if any(words in text for words in _NO_PASSWORD):
         return BusDenied(f"Redis at {where} needs a password, as in redis://:PASSWORD@HOST: {text}", where=where)
+    if any(words in text for words in _NO_DATABASE):
+        return BusDenied(f"Redis at {where} has no such database: {text}", where=where)
     if isinstance(error, _DENIED) or any(words in text for words in _NO_RIGHT):
         return BusDenied(f"Redis at {where} refuses this node: {text}", where=where)
     if "WRONGTYPE" in text:
@@ -149,4 +170,5 @@ def explain(error: BaseException, where: str, what: str = "") -> BusError:
         return BusUnavailable(f"Redis at {where} is full (maxmemory reached): {text}", where=where, full=True)
     if isinstance(error, driver.ResponseError):
         return BusUnavailable(f"Redis at {where} cannot serve now: {text}", where=where)
-    return BusUnavailable(f"Redis at {where} cannot be reached: {text}", where=where)
+    hint = "; is it running?" if "refused" in text and _HERE.match(where) else ""
+    return BusUnavailable(f"Redis at {where} cannot be reached: {text}{hint}", where=where)

@@ -79,7 +79,7 @@ class Life:
         self.reader = Reader(config, self.target, self.keys, self.calls, self.intake)
         self.channels = Channels(self.target, self.keys, self.calls, self.intake.take_transient)
         self.heart = Heart(config, self.registry)
-        self.failed = False
+        self.failed = self.was_cut = False
         self.on_fenced: Callable[[], object] = lambda: None
         self._lock = threading.Lock()
         self._recovering = threading.Lock()
@@ -162,7 +162,7 @@ class Life:
         atexit.unregister(self.stop)
         budget = self.config.stop_timeout if timeout is None else timeout
         deadline = time.monotonic() + budget
-        self.announce("taskbus.node_left", reason="failed" if self.failed else reason)
+        self.announce("taskbus.node_left", reason="failed" if self.failed else "cut" if self.was_cut else reason)
         self.finish.retry(0.25 * budget)
         busy = self.loop.drain(min(0.4 * budget, deadline - time.monotonic()))
         if busy:

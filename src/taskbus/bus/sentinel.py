@@ -36,6 +36,8 @@ def parse_sentinel_url(url: str, shown: str) -> dict[str, Any]:
         raise ConfigError(f"the URL must end with /service or /service/db (given: {shown})")
     user, _, password = login.partition(":")
     given = parse_qs(parts.query)
+    if unknown := sorted(given.keys() - {"sentinel_password"}):
+        raise ConfigError(f"the URL of the bus knows no option {unknown[0]!r} (given: {shown})")
     return {
         "sentinels": sentinels,
         "service": unquote(service),

@@ -28,7 +28,7 @@ Every command takes --url (default: TASKBUS_URL) and, where it is about one run,
 else "default"). `taskbus COMMAND --help` has examples.
 
 exit codes: 0 done; 1 failed; 2 wrong arguments; 3 the run finished before the event came (wait);
-            124 the time is over (wait); 130 Ctrl-C
+            4 cannot tell, Redis is away (check); 124 the time is over (wait); 130 Ctrl-C
 """
 
 

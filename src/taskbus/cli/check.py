@@ -7,7 +7,8 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from taskbus.cli.common import FAILED, OK, Commands, add_command, ago, complain, guest_of
+from taskbus.cli.common import FAILED, OK, UNKNOWN, Commands, add_command, ago, complain, guest_of
+from taskbus.errors import BusError
 
 if TYPE_CHECKING:
     from taskbus.types import NodeInfo
@@ -15,12 +16,13 @@ if TYPE_CHECKING:
 __all__ = ["add_to"]
 
 _EXAMPLES = """\
-  HEALTHCHECK CMD ["taskbus", "check"]                  # in a Dockerfile
+  HEALTHCHECK CMD taskbus check || [ $? -eq 4 ]         # in a Dockerfile; nobody is restarted because Redis is away
   taskbus check --node-id learner                       # one node, from anywhere
 
 Without --node-id or TASKBUS_NODE_ID it is about every node of this host whose process runs here. A node is healthy
 while its lease holds and its reader and its heartbeat both show signs of life: alive but deaf is unhealthy.
-exit codes: 0 healthy; 1 not, or no such node."""
+exit codes: 0 healthy; 1 not, or no such node; 4 cannot tell, as Redis does not answer: nodes wait for it, with what
+they have still to write, so that they should not be restarted for it."""
 
 
 def add_to(commands: Commands) -> None:
@@ -30,6 +32,14 @@ def add_to(commands: Commands) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
+    try:
+        return _judge(options)
+    except BusError as error:
+        complain("check", f"cannot tell: {error}")
+        return UNKNOWN
+
+
+def _judge(options: argparse.Namespace) -> int:
     with guest_of(options, node_id=options.node_id) as guest:
         node_id = guest.config.node_id
         found = guest.nodes()

@@ -21,6 +21,7 @@ __all__ = [
     "OK",
     "RUN_FINISHED",
     "TIMED_OUT",
+    "UNKNOWN",
     "USAGE",
     "Commands",
     "add_command",
@@ -35,7 +36,7 @@ __all__ = [
     "table",
 ]
 
-OK, FAILED, USAGE, RUN_FINISHED, TIMED_OUT, INTERRUPTED = 0, 1, 2, 3, 124, 130
+OK, FAILED, USAGE, RUN_FINISHED, UNKNOWN, TIMED_OUT, INTERRUPTED = 0, 1, 2, 3, 4, 124, 130
 
 Commands = Any  # argparse keeps the type of its subparsers to itself
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from taskbus.cli.common import FAILED, OK, Commands, add_command, note, redis_url, seconds
 from taskbus.config import RouterConfig
-from taskbus.draining import Terminated
+from taskbus.draining import GRACE, Terminated
 from taskbus.errors import ConfigError, RunFinished, TaskbusError, WorkerFailed
 from taskbus.parallel import REFUSED, Parallel
 
@@ -29,8 +29,10 @@ _EXAMPLES = """\
   taskbus run job:main --auto-recover --max-retries 3 -- fast 12   # calls main("fast", "12")
 
 MODULE:FUNCTION is looked for in the current directory first. SIGTERM and Ctrl-C: the node ends its step, flushes,
-leaves and exits 0, and the run goes on. A crash exits 1 with its traceback and ends the other workers of this command
-(unless --auto-recover starts it again); the run is not finished by it, and the nodes of other commands go on.
+leaves and exits 0, and the run goes on. A step that takes longer than --grace after SIGTERM, or 1 s after Ctrl-C, and
+a step in which a second signal comes, is cut: the node says so, leaves and exits 1. A crash exits 1 with its traceback
+and ends the other workers of this command (unless --auto-recover starts it again); the run is not finished by it, and
+the nodes of other commands go on.
 --parallel-workers, --main, --package and the other spellings of ditask are taken as well."""
 
 _NOT_THE_USERS = (
@@ -62,6 +64,13 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--startup-interval", metavar="SECONDS", type=seconds(), default=0.0, help="between two processes"
     )
+    parser.add_argument(
+        "--grace",
+        metavar="SECONDS",
+        type=seconds(),
+        default=GRACE,
+        help=f"for a step to end after SIGTERM, before it is cut (default: {GRACE:g}; at most 1 after Ctrl-C)",
+    )
     for spelling in ("-m", "--main"):
         parser.add_argument(spelling, dest="main_option", metavar="MODULE.FUNCTION", help=argparse.SUPPRESS)
     parser.add_argument("-p", "--package", default=".", help=argparse.SUPPRESS)
@@ -81,13 +90,14 @@ def _run(options: argparse.Namespace) -> int:
         auto_recover=options.auto_recover,
         max_retries=math.inf if options.max_retries is None else options.max_retries,
         startup_interval=options.startup_interval,
+        grace=options.grace,
         **_spelled(options),
     )
     try:
         run(partial(_until_finished, _load(options)), *options.main_arguments)
     except SystemExit as end:
         if isinstance(end.__context__, Terminated):
-            return OK
+            return FAILED if end.__context__.was_cut else OK
         raise
     except WorkerFailed as error:
         print(error, file=sys.stderr)
