@@ -83,6 +83,8 @@ class Taker:
                 readers = readers.with_room()
                 cursors = readers.cursors()
             at = parse_id(entry_id)
+            if all(cursor.at >= at for cursor in cursors):
+                continue  # handed over before the rest of this page had to be left to another thread
             try:
                 self._take_entry(stream, readers, at, fields, fetches)
             except DecodeError as error:

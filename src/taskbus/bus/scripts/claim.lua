@@ -35,7 +35,9 @@ for key, kind in pairs(kinds) do
 end
 -- Each key gets its time to live right after it was written, so that none stays for ever where a right is missing.
 redis.call('PEXPIRE', KEYS[1], ttl)
-if owner and owner ~= token then redis.call('DEL', prefix .. 'producer:' .. owner) end  -- which fences it
+-- No producer, no append: that fences the life before. Its owner key lives as long as its producer does, so that only
+-- who deletes or evicts that one key alone lets a paused node write until its next heartbeat.
+if owner and owner ~= token then redis.call('DEL', prefix .. 'producer:' .. owner) end
 redis.call('SET', node .. ':owner', token, 'PX', ttl)
 redis.call('HSETNX', producer, 'batch', '-1')
 redis.call('PEXPIRE', producer, ttl)
