@@ -98,6 +98,29 @@ def test_p0_38_foreign_garbage_in_our_stream(redis_server: RedisServer, nodes: M
         assert node.router.stats().missed == 0
 
 
+@pytest.mark.parametrize("what", ["a copy", "damaged"])
+def test_p0_38_a_forged_entry_in_the_place_of_the_next_one(
+    what: str, redis_server: RedisServer, nodes: MakeNode, run_id: str
+) -> None:
+    """It takes up no number: nothing is missing, and nobody believes that Redis has lost anything."""
+    a, b = nodes("a"), nodes("b", "numbers")
+    key = Keys(run_id).events("numbers")
+    a.emit()
+    a.sync()
+    with redis_server.client() as client:
+        [(entry, fields)] = client.xrange(key)
+        ms, _, ordinal = entry.partition(b"-")
+        forged = fields[b"f"]
+        if what == "damaged":
+            forged = frame.pack("somebody", 1, 1, b'[{"a":1}]')[:-1] + b"?"
+        client.xadd(key, {b"f": forged}, id=b"%b-%d" % (ms, int(ordinal) + 1))
+    a.pour(5)
+    until(lambda: len(b.heard["numbers"]) == 6)
+    stats = b.router.stats()
+    assert (stats.repeated, dict(stats.rejected)) == ((1, {}) if what == "a copy" else (0, {"checksum": 1}))
+    assert stats.missed == 0 and not b.state_losses and not a.router.stats().state_losses
+
+
 def test_p0_39_foreign_garbage_on_our_channel(redis_server: RedisServer, nodes: MakeNode, run_id: str) -> None:
     """The same over pub/sub, with pieces of 10 MB; transient events between them arrive."""
     a, b = nodes("a"), nodes("b", "numbers")

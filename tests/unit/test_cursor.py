@@ -36,6 +36,15 @@ def test_a_rejected_entry_has_its_place_if_it_is_the_next_one() -> None:
     assert cursor.pass_over(20, 1) == 0, "nobody knows how many it held, so nothing is said to be missing"
 
 
+def test_what_a_forged_entry_took_up_of_the_numbering_is_no_step_back() -> None:
+    cursor = Cursor((0, 0), 5)
+    cursor.pass_rejected(5, 1)
+    assert cursor.pass_over(5, 1) == 0, "the number was not the other one's"
+    assert cursor.pass_over(5, 1) == -1, "that is a step back"
+    cursor.pass_rejected(6, 2)
+    assert cursor.pass_over(8, 1) == 0, "it was one of ours, and damaged"
+
+
 @pytest.mark.parametrize("wrong", ["", "yesterday", "5", "5-", "-5", "5-x", 5, None])
 def test_what_is_no_point_to_begin_at_is_refused(wrong: object) -> None:
     with pytest.raises(ConfigError, match="since must be"):

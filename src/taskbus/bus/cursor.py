@@ -32,12 +32,13 @@ class Cursor:
     entry and the begin of the next is the exact number of events that were trimmed before they were read.
     """
 
-    __slots__ = ("after", "at", "began", "expected", "seen")
+    __slots__ = ("after", "at", "began", "doubted", "expected", "seen")
 
     def __init__(self, at: EntryId, expected: int | None = None, after: EntryId = (0, 0)) -> None:
         self.at = self.began = at
         self.expected = expected
         self.after = after
+        self.doubted: int | None = None  # from where on entries may have been forged, which have no number
         self.seen: dict[str, int] = {}
 
     @classmethod
@@ -66,6 +67,7 @@ class Cursor:
         """Note an entry that was rejected, of so many events if that is known; one out of turn has no place here."""
         if self.expected == ordinal:
             self.expected = None if count is None else ordinal + count
+            self.doubted = ordinal if self.doubted is None else self.doubted
 
     def pass_over(self, ordinal: int, count: int) -> int:
         """Note an entry's place in the numbering.
@@ -73,7 +75,9 @@ class Cursor:
         Returns how many events are missing before it; negative if the numbering went back.
         """
         missing = 0 if self.expected is None else ordinal - self.expected
-        self.expected = ordinal + count
+        if missing < 0 and self.doubted is not None and ordinal >= self.doubted:
+            missing = 0  # what was rejected was somebody else's, and had no number
+        self.expected, self.doubted = ordinal + count, None
         return missing
 
     def is_new(self, producer: str, first: int, count: int) -> bool:

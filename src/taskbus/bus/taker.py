@@ -149,6 +149,8 @@ class Taker:
     def _admit(self, stream: Stream, cursor: Cursor, at: EntryId, head: frame.Frame) -> int:
         missing = cursor.pass_over(at[1], head.count)
         start = cursor.first_new(head.producer, head.first, head.count)
+        if start == head.count:
+            cursor.doubted = at[1]  # a repeat, or a copy by somebody else, which has no number
         if head.producer != self._node.producer:
             self.repeated += start
         if at[0] == cursor.after[0]:
