@@ -61,7 +61,11 @@ class Soak:
             options = ("--appendfsync", "always")
             self._server = self._stack.enter_context(RedisServer(*options, appendonly=True))
             self._proxy = self._stack.enter_context(Proxy(("127.0.0.1", self._server.port)))
-            talking = [self._make_node(kind, name) for kind, name in ((WaitingNode, "w"), (Node, "a"), (Node, "b"))]
+            for kind, name in ((WaitingNode, "w"), (Node, "a"), (Node, "b")):
+                self._nodes.append(kind(self._proxy.url, self._run_id, name).start(EVENT))
+            talking = [threading.Thread(target=node.chatter, daemon=True) for node in self._nodes]
+            for thread in talking:  # when all of them listen
+                thread.start()
             for _ in range(2):
                 self._processes.append(self._make_process())
             self._hurt(time.monotonic() + self._seconds)
@@ -72,13 +76,6 @@ class Soak:
         return not self.problems and all(verdict.clean for verdict in self.verdicts.values())
 
     # Nodes -----------------------------------------------------------------------------------------------------------
-
-    def _make_node(self, kind: type[Node], name: str) -> threading.Thread:
-        node = kind(self._proxy.url, self._run_id, name).start(EVENT)
-        self._nodes.append(node)
-        thread = threading.Thread(target=node.chatter, daemon=True)
-        thread.start()
-        return thread
 
     def _make_process(self) -> NodeProcess:
         self._born += 1
