@@ -9,7 +9,8 @@ from functools import lru_cache
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from taskbus.errors import BusUnavailable, ConfigError, NotStarted
+from taskbus.config import check_name
+from taskbus.errors import BusUnavailable, NotStarted
 from taskbus.mailbox import ErrorBox, Listener, function_name
 from taskbus.waiting import Trail, Waiter
 
@@ -36,7 +37,7 @@ def _is_name(event: str) -> bool:
 def check_event(event: str) -> None:
     """Refuse what cannot be the name of an event, with a :class:`ConfigError` that quotes it."""
     if not isinstance(event, str) or len(event) > 128 or not _is_name(event):
-        raise ConfigError(f"an event's name is 1 to 128 characters of A-Z a-z 0-9 _ . : -, got {event!r}", event=event)
+        check_name("the name of an event", event)
 
 
 class EventLoop:
@@ -242,13 +243,14 @@ class EventLoop:
         """Wait until every mailbox is empty and no listener runs, save the one on this thread.
 
         Returns:
-            Names of the functions that were still busy at the timeout.
+            Names of the functions that were still busy at the timeout, with how many more events wait for each.
         """
         thread = threading.current_thread()
         own = {thread.listener} if isinstance(thread, _DeliveryThread) else set()
         with self._quiet:
             self._quiet.wait_for(lambda: self._busy <= own, max(0.0, timeout))
-            return sorted(function_name(listener.fn) for listener in self._busy if listener not in own)
+            busy = [listener for listener in self._busy if listener not in own]
+        return sorted(function_name(one.fn) + (f" (with {one.left:,} more events)" if one.left else "") for one in busy)
 
     def slow(self, older_than: float) -> list[tuple[str, str, float]]:
         """The calls that have run for longer than ``older_than`` seconds: ``(event, function, seconds)``.

@@ -70,7 +70,10 @@ class Standalone:
 
     def subscribe(self, sink: Sink, since: Since = "now", timeout: float | None = None) -> None:
         if since != "now":
-            raise ConfigError(f"a standalone task keeps no events, so since can only be 'now' for event {sink.event!r}")
+            raise ConfigError(
+                f"a standalone task keeps no events, so since can only be 'now' for event {sink.event!r}; "
+                "for more start it with router=Router('memory://NAME'), or by `taskbus run`"
+            )
         self.loop.attach(sink)
 
     def unsubscribe(self, sink: Sink) -> None:

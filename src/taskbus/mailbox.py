@@ -147,6 +147,12 @@ class Listener:
         """Events that wait."""
         return len(self._mail) + self._chunked
 
+    @property
+    def left(self) -> int:
+        """Events that wait, as :attr:`depth`, without those that are through of several that came together."""
+        call = self.call
+        return self.depth - next((index for index, one in enumerate(list(self._running)) if one is call), 0)
+
     # Taking events: any thread
 
     def put(self, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float) -> None:

@@ -307,6 +307,8 @@ class _Workers:
         node_id = self._plan.node_ids[number]
         who = f"worker {number} ({'' if node_id is None else f'node {node_id!r}, '}pid {process.pid})"
         how = f"was killed by signal {-process.exitcode}" if process.exitcode < 0 else "failed"
+        if how == "failed" and not why:  # it ended without a word, as by os._exit
+            how = f"ended with exit code {process.exitcode}"
         if self._plan.auto_recover and self._attempts[number] < self._plan.max_retries:
             self._attempts[number] += 1
             log.warning("%s %s; start %d of it", who, how, self._attempts[number] + 1)

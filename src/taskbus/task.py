@@ -279,7 +279,7 @@ class Task(Presence, Steps):
         self._check_started()
         check_event(event)
         if event.startswith("taskbus."):
-            raise ConfigError(f"event names that begin with 'taskbus.' are reserved, got {event!r}", event=event)
+            raise ConfigError(f"event names that begin with 'taskbus.' are reserved, {event!r} was given", event=event)
         if len(self._names) >= NAMES_KNOWN:
             self._names.clear()
         self._names.add(event)

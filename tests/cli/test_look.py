@@ -109,6 +109,12 @@ def test_what_others_wrote_into_redis_does_not_reach_the_terminal(shell: Shell) 
         assert "\x1b" not in done.stdout + done.stderr and "\0" not in done.stdout
 
 
+def test_a_run_that_no_node_has_joined_has_no_age(shell: Shell) -> None:
+    shell.ok("emit", "x")
+    [line] = [line for line in shell.ok("runs").splitlines() if line.startswith(shell.run_id)]
+    assert line.split()[1:4] == ["idle", "0", "-"]
+
+
 def test_check_is_about_the_nodes_of_this_host(shell: Shell) -> None:
     done = shell.run("check")
     assert done.returncode == 1 and "no node" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -88,6 +89,17 @@ def test_the_output_may_be_cut_off_by_its_reader(shell: Shell) -> None:
     process.stdout.close()
     assert process.wait(20) == 0
     assert process.stderr.read() == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("command", ["nodes", "runs", "tail --since start --no-follow"])
+def test_a_full_disk_is_one_sentence(shell: Shell, command: str) -> None:
+    shell.node().emit("x")
+    with open("/dev/full", "w") as full:
+        process = shell.start(*command.split(), stdout=full)
+        _, complaint = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert complaint.endswith("the output cannot be written: No space left on device\n") and complaint.count("\n") == 1
 
 
 def test_host_and_port_stand_in_for_a_url(redis_server: RedisServer) -> None:

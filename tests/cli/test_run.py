@@ -71,6 +71,19 @@ def test_a_second_signal_cuts_the_step_and_says_so(shell: Shell) -> None:
     assert (process.returncode, complaint) == (1, "step 1 was cut by a second signal\n")
 
 
+def test_a_file_is_refused_with_the_name_to_give_instead(shell: Shell) -> None:
+    names = {"job.py:main": "job:main", "./tests/cli/jobs.py:say": "tests.cli.jobs:say", "job.py": "job:main"}
+    for given, meant in names.items():
+        done = shell.run("run", given)
+        assert done.returncode == 2
+        assert done.stderr == f"taskbus run: what to run is named as {meant}, not as {given!r}\n"
+
+
+def test_no_workers_are_refused_in_the_words_of_the_shell(shell: Shell) -> None:
+    done = shell.run("run", "tests.cli.jobs:say", "-n", "0")
+    assert (done.returncode, done.stderr) == (2, "taskbus run: -n must be at least 1, not 0\n")
+
+
 @pytest.mark.parametrize("grace", ["-1", "inf", "soon"])
 def test_a_grace_without_an_end_is_refused(shell: Shell, grace: str) -> None:
     done = shell.run("run", "tests.cli.jobs:say", "--grace", grace)

@@ -46,6 +46,21 @@ def test_a_node_that_comes_again_is_there_again() -> None:
     assert [node.id for node in board.here] == ["collector-1"]
 
 
+def test_a_rate_of_long_ago_is_none(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    now = 100.0
+    monkeypatch.setattr("taskbus.demo.board.monotonic", lambda: now)
+    board = Board()
+    board.saw([a_node("collector-1")])
+    now = 101.0
+    board.heard_progress(1000, 50, 1.0)
+    assert board.rate == 100.0
+    now = 110.0
+    board.lost("collector-1", "killed by SIGKILL")
+    assert board.rate == 0.0
+    Lines().show(board)
+    assert capsys.readouterr().out.endswith("    0 events/s  on the run: nobody\n")
+
+
 def test_the_best_and_the_last_evaluation_are_known() -> None:
     board = Board()
     assert (board.best, board.solved) == (0.0, None)

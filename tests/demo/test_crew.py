@@ -38,7 +38,7 @@ def test_a_member_that_was_killed_is_known_by_its_signal(tmp_path: Path, ended: 
     os.kill(member.pid, signal.SIGKILL)
     assert ended.get(timeout=20) is member
     assert member.how == "killed by SIGKILL"
-    assert member.last_words() == "it wrote nothing"
+    assert member.last_words() == ""
 
 
 def test_a_crew_that_does_not_end_by_itself_is_ended(tmp_path: Path, ended: queue.Queue[Member]) -> None:

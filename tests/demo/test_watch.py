@@ -123,6 +123,13 @@ def test_without_a_learner_or_an_evaluator_it_cannot_end_and_says_why(
     assert watch.failure.startswith(f"{role}-1 ended with exit code 3: out of luck")
 
 
+def test_who_ended_without_a_word_is_told_without_a_pointer_to_nothing(
+    watch: Watch, a_member: Callable[[str, str], Member]
+) -> None:
+    watch.ended(a_member("learner", "kill -9 $$"))
+    assert watch.failure == "learner-1 killed by SIGKILL"
+
+
 def test_processes_that_end_after_the_finish_are_nothing_to_speak_of(
     watch: Watch, evaluator: Router, a_member: Callable[[str, str], Member]
 ) -> None:

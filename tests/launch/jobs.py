@@ -40,6 +40,14 @@ def crash_one(directory: str) -> None:
     threading.Event().wait()
 
 
+def exit_without_a_word(directory: str) -> None:
+    """Worker ``0`` ends as a library in C may end it."""
+    meet(directory, 2)
+    if Parallel().node_id == "0":
+        os._exit(7)
+    threading.Event().wait()
+
+
 def crash_at_length(directory: str) -> None:
     """Both workers fail, with more to say than fits into a pipe."""
     meet(directory, 2)

@@ -64,6 +64,11 @@ def test_a_worker_that_is_killed_ends_the_others_and_raises(tmp_path: Path) -> N
         Parallel.runner(2, node_ids=0)(jobs.kill_one, str(tmp_path))
 
 
+def test_a_worker_that_ends_without_a_word_is_told_with_its_exit_code(tmp_path: Path) -> None:
+    with pytest.raises(WorkerFailed, match=r"worker 0 \(node '0', pid \d+\) ended with exit code 7$"):
+        Parallel.runner(2, node_ids=0)(jobs.exit_without_a_word, str(tmp_path))
+
+
 def test_a_crash_is_retried_with_auto_recover(tmp_path: Path) -> None:
     Parallel.runner(2, node_ids=[0, 1], auto_recover=True)(jobs.crash_twice, str(tmp_path))
     assert _notes(tmp_path) == {"0": ["start"] * 3, "1": ["start"] * 3}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, tzinfo
 from decimal import Decimal
 from enum import Enum
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -117,10 +117,16 @@ def test_what_cannot_travel_is_refused_at_its_path(value: Any) -> None:
 
 def test_the_error_says_what_to_do() -> None:
     with pytest.raises(EncodeError) as caught:
-        encode((), {"batch": [0, 1, 2, {"policy": lambda: None}]})
+        encode((), {"batch": [0, 1, 2, {"policy": object()}]})
     assert str(caught.value) == (
-        "kwargs['batch'][3]['policy']: function is not encodable; register it with taskbus.register_type"
+        "kwargs['batch'][3]['policy']: object is not encodable; register it with taskbus.register_type"
     )
+    functions: list[Any] = [lambda: None, print, [].append, partial(print)]
+    for code in functions:
+        with pytest.raises(EncodeError, match="functions do not travel; send data, or a name"):
+            encode((code,), {})
+    with pytest.raises(EncodeError, match="holds Python objects .* give it a dtype, or send a list"):
+        encode((np.array([None]),), {})
 
 
 def test_paths_go_through_every_container() -> None:

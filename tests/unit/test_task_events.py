@@ -98,7 +98,7 @@ def test_names_are_checked(task: Task, name: Any) -> None:
 
 def test_our_own_names_can_be_heard_and_not_emitted(task: Task) -> None:
     task.on("taskbus.node_left", print)
-    with pytest.raises(ConfigError, match=r"reserved, got 'taskbus.node_left'"):
+    with pytest.raises(ConfigError, match=r"reserved, 'taskbus.node_left' was given"):
         task.emit("taskbus.node_left")
 
 

@@ -244,6 +244,8 @@ def test_labels_match_globs() -> None:
         lambda task: task.wait_for_nodes(timeout=None),
         lambda task: task.wait_for("x", timeout="1"),
         lambda task: task.wait_for("x", timeout=float("nan")),
+        lambda task: task.wait_for("x", timeout=-1),
+        lambda task: task.barrier("x", 1, timeout=-0.1),
         lambda task: task.emit("x", only_remote=True, only_local=True),
     ],
 )

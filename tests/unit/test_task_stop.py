@@ -188,6 +188,28 @@ def test_stop_is_bounded_and_says_what_still_runs(caplog: pytest.LogCaptureFixtu
     messages = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert "1 call(s) in async mode still run" in messages[0]
     assert "never_returns" in messages[1]
+    assert "more events" not in messages[1]
+    release.set()
+
+
+@pytest.mark.parametrize("chunks", [False, True])
+def test_a_stop_tells_how_many_events_its_listeners_had_left(caplog: pytest.LogCaptureFixture, chunks: bool) -> None:
+    task, begun, release = Task().start(), threading.Event(), threading.Event()
+
+    def slow(number: int) -> None:
+        if number == 2:
+            begun.set()
+            release.wait(30)
+
+    task.on("x", slow)
+    if chunks:
+        task._link.loop.offer("x", [((number,), {}) for number in range(10)], 0, 100)
+    else:
+        for number in range(10):
+            task.emit("x", number)
+    begun.wait(10)
+    task.stop()
+    assert "slow (with 7 more events)" in caplog.text
     release.set()
 
 

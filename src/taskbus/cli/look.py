@@ -25,7 +25,7 @@ _RUNS = """\
   taskbus runs --url redis://host:6379/0
   taskbus runs --json | jq -r 'select(.state == "idle").id'
 
-state: live (nodes are there), idle (kept, but nobody is there), finished. age: since the first node joined.
+state: live (nodes are there), idle (kept, but nobody is there), finished. age: since the first node joined, if one has.
 size: memory in Redis. Walks all keys of taskbus there, in small steps; an abandoned run disappears by itself."""
 
 
@@ -92,7 +92,7 @@ def _runs(options: argparse.Namespace) -> int:
             run.id,
             run.state,
             run.nodes,
-            ago(run.age),
+            "-" if run.age is None else ago(run.age),
             _size(run.size),
             f"{run.finish.reason} (node {run.finish.node})" if run.finish else "-",
         )

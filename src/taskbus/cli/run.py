@@ -79,6 +79,8 @@ def add_to(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.workers < 1:
+        raise ConfigError(f"-n must be at least 1, not {options.workers}")
     if options.workers > 1 and not options.node_ids and RouterConfig.from_env().node_id is not None:
         raise ConfigError(f"TASKBUS_NODE_ID names one node, and {options.workers} are asked for: give --node-ids")
     run = Parallel.runner(
@@ -132,8 +134,12 @@ def _load(options: argparse.Namespace) -> Callable[..., Any]:
     if (options.main is None) == (options.main_option is None):
         raise ConfigError("name the function to run, once: taskbus run package.module:main")
     text = options.main or options.main_option
+    path, _, function = text.partition(":")
+    if "/" in path or path.endswith(".py"):
+        module = path.removesuffix(".py").strip("./").replace("/", ".")
+        raise ConfigError(f"what to run is named as {module}:{function or 'main'}, not as {text!r}")
     module_name, _, name = text.partition(":") if ":" in text else text.rpartition(".")
-    if not module_name or not name or "/" in module_name or module_name.endswith(".py"):
+    if not module_name or not name:
         raise ConfigError(f"what to run is named as package.module:function, not {text!r}")
     sys.path.insert(0, os.path.abspath(options.package))
     _find(module_name)

@@ -48,7 +48,7 @@ def _simple_dtype(text: str) -> Any:
 def _describe(dtype: Any, depth: int = 0) -> Any:
     """A dtype as JSON: its ``str``; ``[base, shape]``; or ``{names, formats, offsets, itemsize, ...}``."""
     if dtype.hasobject:
-        raise Refused("array that holds Python objects is not encodable")
+        raise Refused("array that holds Python objects is not encodable; give it a dtype, or send a list")
     if depth > _MAX_NESTED:
         raise Refused("dtype is nested too deeply")
     if dtype.subdtype is not None:

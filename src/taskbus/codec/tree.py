@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import partial
 from math import isfinite
 from struct import pack, unpack
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 from taskbus.errors import DecodeError
@@ -36,6 +38,7 @@ MAX_VALUES = 1 << 24
 """How many values one event may hold in all; an array or a ``bytes`` is one. Ends what shared references multiply."""
 
 MIN_INT, MAX_INT = -(1 << 63), (1 << 64) - 1
+_CODE = (FunctionType, BuiltinFunctionType, MethodType, partial)
 _MANY_KEYS, _SAME_HASH = 1000, 64
 
 Writer = Callable[[Any, "TreeWriter"], list[Any]]
@@ -273,6 +276,8 @@ def _find(kind: type) -> Writer:
         if write is not None:
             writers[kind] = write
             return write
+    if issubclass(kind, _CODE):
+        raise Refused(f"{type_name(kind)} is not encodable: functions do not travel; send data, or a name")
     raise Refused(f"{type_name(kind)} is not encodable; register it with taskbus.register_type")
 
 

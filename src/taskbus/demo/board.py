@@ -102,6 +102,8 @@ class Board:
         """Events a second: a trajectory in and weights out for each update of the learner."""
         with self._lock:
             (start, first), (end, last) = self._rate[0], self._rate[-1]
+        if monotonic() - end > _RATE_OVER:
+            return 0.0  # the last ones that were heard of are long over
         return 2 * (last - first) / (end - start) if end > start else 0.0
 
     @property

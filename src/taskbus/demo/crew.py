@@ -61,9 +61,9 @@ class Member:
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
     def last_words(self) -> str:
-        """The last line that it wrote, which says why it failed."""
+        """The last line that it wrote, which says why it failed; empty if it wrote nothing."""
         lines = self.log.read_text(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it wrote nothing")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
     def wait(self, deadline: float) -> bool:
         """Whether it ended before ``deadline`` (monotonic clock)."""

@@ -45,7 +45,7 @@ class Lines:
 
     def show(self, board: Board) -> None:
         last = f"{board.evaluations[-1].mean_return:5.1f}" if board.evaluations else "  ..."
-        who = ", ".join(node.id for node in board.here) or "nobody yet"
+        who = ", ".join(node.id for node in board.here) or ("nobody" if board.seats else "nobody yet")
         self.say(
             f"{board.seconds:5.0f} s  {board.steps:9,d} steps  return {last} of {SOLVED:.0f}"
             f"  {board.rate:5.0f} events/s  on the run: {who}"

@@ -64,7 +64,8 @@ class Watch:
         if (member.is_well and self._over.wait(_GRACE)) or self._over.is_set():
             return
         if member.role != "collector":
-            self._fail(f"{member.name} {member.how}: {member.last_words()} (more in {member.log})")
+            words = member.last_words()
+            self._fail(f"{member.name} {member.how}" + (f": {words} (more in {member.log})" if words else ""))
             return
         self._gone.add(member.name)
         if self.board.lost(member.name, member.how):
