@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import TracebackType
@@ -71,6 +71,10 @@ class LinkedNode(Router):
     def nodes(self, patterns: Labels = None) -> list[NodeInfo]:
         with self._telling_of_a_freeze():
             return super().nodes(patterns)
+
+    def add_labels(self, labels: frozenset[str]) -> Callable[[], None]:
+        with self._telling_of_a_freeze():
+            return super().add_labels(labels)
 
     @contextmanager
     def _telling_of_a_freeze(self) -> Iterator[None]:

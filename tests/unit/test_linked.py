@@ -160,6 +160,8 @@ def test_what_is_asked_of_a_frozen_node_is_refused_in_time(redis_url: str) -> No
         node.emit("x")
         with pytest.raises(BusUnavailable, match=r"frozen node 'b': thaw\(\) it first"):
             node.sync()
+        with pytest.raises(BusUnavailable, match=r"frozen node 'b': thaw\(\) it first"):
+            Task().start(router=node, labels="late")
         with Task().start(router=node) as task:
             assert task.wait_for("never", timeout=0.1) is None
             task.request_leave()
