@@ -30,6 +30,7 @@ class Calls:
         self._deadline = deadline
         self._stopping = stopping
         self._lock = threading.Lock()
+        self._is_closed = False
         self.diagnose: Callable[[BusDenied, Wire], BusDenied] = lambda error, wire: error
 
     def script(self, name: str, keys: Sequence[Arg], args: Sequence[Arg], timeout: float | None = None) -> Any:
@@ -67,6 +68,10 @@ class Calls:
                 f"Redis at {self._wire.target.where} did not answer in time", where=self._wire.target.where
             )
         try:
+            if self._is_closed:
+                raise BusUnavailable(
+                    f"the connection to Redis at {self._wire.target.where} was closed", where=self._wire.target.where
+                )
             self._wire.deadline = max(deadline, time.monotonic() + 0.01)  # at least one attempt
             if not self._wire.is_open:
                 self._wire.open()
@@ -74,10 +79,13 @@ class Calls:
         except BusDenied as error:
             raise self.diagnose(error, self._wire) from error
         finally:
+            if self._is_closed:
+                self._wire.close()
             self._lock.release()
 
     def close(self) -> None:
-        """Close the wire; a call that is under way in another thread ends with ``BusUnavailable``."""
+        """Close the wire for good; a call that is under way in another thread ends with ``BusUnavailable``."""
+        self._is_closed = True
         self._wire.abort()
         if self._lock.acquire(timeout=0.2):
             try:
