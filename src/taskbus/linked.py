@@ -154,6 +154,7 @@ class LinkedNodes:
         self.run_id = run_id or f"test-{secrets.token_hex(6)}"
         self._settings = {**_SETTINGS, **settings}
         self._nodes: list[LinkedNode] = []
+        self._is_closed = False
         self._guest = Guest(RouterConfig.from_env(url=self.url, run_id=self.run_id))
         self._echoes = 0
 
@@ -274,6 +275,9 @@ class LinkedNodes:
         What is under way may settle first, for a second. Raises, in the end, the first error of a listener that was
         raised nowhere yet.
         """
+        if self._is_closed:
+            return
+        self._is_closed = True
         try:
             with suppress(WaitTimeout, BusError):  # how busy a test leaves its nodes is its own affair
                 until(self._is_quiet, _LAST_SETTLING)
