@@ -15,7 +15,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from taskbus.bus.embedded import EmbeddedServer
 from taskbus.config import RouterConfig, check_timeout
 from taskbus.draining import GRACE, Draining, Terminated, patience
 from taskbus.errors import ConfigError, NodeIdTaken, NotStarted, RunFinished, TaskbusError, WorkerFailed
@@ -161,6 +160,8 @@ class Plan:
         with ExitStack() as stack:
             settings = dict(self.settings)
             if not self.url:
+                from taskbus.bus.embedded import EmbeddedServer  # here: who gives a URL need not wait for it
+
                 settings["url"] = stack.enter_context(EmbeddedServer()).url
                 log.info(
                     "no URL was given: a private server was started for this run; nothing in it outlives this process"

@@ -8,9 +8,8 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from taskbus.bus.life import Life
 from taskbus.config import RouterConfig, check_name, encodable
 from taskbus.dispatch import ErrorBox, EventLoop, Listener, on_delivery_thread
 from taskbus.errors import ConfigError, NotStarted
@@ -18,6 +17,9 @@ from taskbus.globs import match_globs, parse_globs
 from taskbus.meetings import Meetings
 from taskbus.types import Event, FinishInfo, Labels, NodeInfo, RouterStats, Since, Sink
 from taskbus.waiting import Waiter
+
+if TYPE_CHECKING:
+    from taskbus.bus.life import Life
 
 __all__ = ["Router", "activate", "active_router"]
 
@@ -143,6 +145,8 @@ class Router(Meetings):
         )
 
     def _new_life(self) -> Life:
+        from taskbus.bus.life import Life  # here: redis takes two thirds of the time of an import, and not all need it
+
         return Life(self.config, self.loop)
 
     def stop(self, timeout: float | None = None) -> int:

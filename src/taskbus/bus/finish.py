@@ -29,6 +29,7 @@ class Finish:
         self._registry = registry
         self._writer = writer
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
         self._callbacks: list[Callable[[FinishInfo], None]] = []
         self._unwritten: FinishInfo | None = None
         self.known: FinishInfo | None = None
@@ -55,12 +56,19 @@ class Finish:
         """Write a pending finish, if Redis can be reached.
 
         First what was emitted before, so that nobody hears of the end and misses what led to it; but a finish does not
-        wait for ever for events that Redis does not take.
+        wait for ever for events that Redis does not take. One thread writes at a time: the heartbeat comes here too.
         """
+        deadline = time.monotonic() + timeout
+        if self.is_pending and self._writing.acquire(timeout=timeout):
+            try:
+                self._write(deadline, timeout)
+            finally:
+                self._writing.release()
+
+    def _write(self, deadline: float, timeout: float) -> None:
         unwritten = self._unwritten
         if unwritten is None:
-            return
-        deadline = time.monotonic() + timeout
+            return  # another thread has written it meanwhile
         try:
             if self._writer.waiting:
                 self._writer.sync(timeout / 2)
