@@ -13,7 +13,7 @@ from taskbus.errors import BusError, NotStarted
 from taskbus.router import Router
 from tests.faults.oracle import Heard, Ledger
 
-__all__ = ["LogLines", "Node", "WaitingNode", "kept_in"]
+__all__ = ["LogLines", "Node", "Steps", "WaitingNode", "kept_in"]
 
 EVENT = "numbers"
 
@@ -166,3 +166,26 @@ def kept_in(client: Any, run_id: str, event: str = EVENT) -> list[Heard]:
         head = frame.unpack(fields[b"f"], max_size=1 << 30)
         found += [(args[0], args[1], args[2]) for args, _ in frame.events(head)]
     return found
+
+
+class Steps:
+    """Nodes at work: each takes a step after another, which its heartbeat has to tell."""
+
+    def __init__(self, *nodes: Node) -> None:
+        self._nodes = nodes
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *failure: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        step = 0
+        while not self._over.wait(0.05):
+            step += 1
+            for node in self._nodes:
+                node.router.progress(step, "main")

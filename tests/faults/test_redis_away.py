@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from taskbus.errors import BusUnavailable, WaitTimeout
 from taskbus.proxy import Direction, Proxy
 from taskbus.testing import RedisServer, until
 from tests.faults.conftest import BUSY, FAST, FULL, MakeNode, nobody_is_deaf, scaled
-from tests.faults.node import LogLines, Node, kept_in
+from tests.faults.node import LogLines, Node, Steps, kept_in
 from tests.faults.oracle import judge
 
 PAUSE = threading.Event()  # never set: PAUSE.wait(s) is a plain pause
@@ -197,12 +198,18 @@ def test_p0_08_a_lost_reply_writes_one_entry(
     assert a.router.stats().suppressed == shots
 
 
+@pytest.mark.parametrize("life", ["idle", "at work"])
 @pytest.mark.parametrize("whom", ["reader", "channels", "heart", "all"])
 def test_p0_09_a_peer_that_is_silently_gone(
-    whom: str, redis_server: RedisServer, proxy: Proxy, nodes: MakeNode, run_id: str
+    whom: str, life: str, redis_server: RedisServer, proxy: Proxy, nodes: MakeNode, run_id: str
 ) -> None:
     """No FIN, no RST, no traffic from outside: each connection's silence is noticed, and replaced."""
     a, b = nodes("a", "numbers", url=proxy.url), nodes("b", "numbers")
+    with Steps(a) if life == "at work" else nullcontext():
+        silently_gone(whom, a, b, redis_server, proxy, run_id)
+
+
+def silently_gone(whom: str, a: Node, b: Node, redis_server: RedisServer, proxy: Proxy, run_id: str) -> None:
     mark = {"reader": b"XREAD", "channels": b"SUBSCRIBE", "heart": b"HELLO", "all": b""}[whom]
     until(lambda: proxy.find(mark) is not None)
     index = proxy.find(mark)

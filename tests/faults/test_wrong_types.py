@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from taskbus.bus.keys import Keys
 from taskbus.errors import BusDenied
 from taskbus.testing import RedisServer, until
 from tests.faults.conftest import BUSY, FAST, FULL
-from tests.faults.node import LogLines, Node
+from tests.faults.node import LogLines, Node, Steps
 from tests.faults.test_redis_away import PAUSE, seconds
 
 TYPES: dict[str, Callable[[Any, Any], object]] = {
@@ -89,16 +90,20 @@ def test_p0_40_a_key_of_ours_has_the_wrong_type(which: str, redis_server: RedisS
 
 
 AT_ONCE = 4
-"""Beats of the heart within which an idle node names what its lease and its reader see: 6 s by default."""
+"""Beats of the heart within which it is named, 6 s by default; by an idle node what its lease and its reader see."""
 
 BY_TURNS = 18
-"""The same for what is checked by turns, every fourth beat one of four: an idle node may not send more."""
+"""The same for what an idle node checks by turns, every fourth beat one of four: it may not send more."""
 
 
 @pytest.mark.timeout(120)
-def test_p0_40_an_idle_node_names_it_too(redis_server: RedisServer, log_lines: LogLines) -> None:
-    """Nobody emits, nobody asks; each run has one key of the wrong type, and a node that does nothing but live."""
-    bounds = {which: AT_ONCE if which in ("node", "inbox", "events") else BY_TURNS for which in OURS}
+@pytest.mark.parametrize("life", ["idle", "at work"])
+def test_p0_40_a_node_that_asks_for_nothing_names_it_too(
+    life: str, redis_server: RedisServer, log_lines: LogLines
+) -> None:
+    """Nobody emits, nobody asks; each run has one key of the wrong type, and a node that takes steps or only lives."""
+    at_once = OURS if life == "at work" else ("node", "inbox", "events")
+    bounds = {which: AT_ONCE if which in at_once else BY_TURNS for which in OURS}
     for which in ("streams", "producer"):
         del bounds[which]  # an idle node has no use for them: they are named when it emits
     cases = [(which, kind) for which in bounds for kind in TYPES if kind != OURS[which][0]]
@@ -106,10 +111,13 @@ def test_p0_40_an_idle_node_names_it_too(redis_server: RedisServer, log_lines: L
         cases = list({*random.sample(cases, 12), ("node", "string"), ("label", "hash"), ("finish", "set")})
     pace: dict[str, Any] = {} if FULL else FAST
     made = [Node(redis_server.url, f"{which}-{kind}", "a", labels={"red"}, **pace) for which, kind in cases]
-    try:
+    with ExitStack() as stack:
         for node in made:
+            stack.callback(node.stop)
             node.start("numbers")
             node.pour(1)
+        if life == "at work":
+            stack.enter_context(Steps(*made))
         PAUSE.wait(4 * FAST["heartbeat"])
         replaced: dict[str, float] = {}
         with redis_server.client() as client:
@@ -137,6 +145,3 @@ def test_p0_40_an_idle_node_names_it_too(redis_server: RedisServer, log_lines: L
         ]
         assert not late
         assert not [text for text in log_lines.texts() if "unforeseen" in text]
-    finally:
-        for node in made:
-            node.stop()

@@ -48,7 +48,8 @@ class Heart:
     """The thread that keeps a node registered, and looks after it.
 
     An idle node sends one plain command with each heartbeat: by turns the renewal of its lease and the check of one of
-    the things that Redis should know of it, so that a node that was forgotten, wholly or in part, registers again.
+    the things that Redis should know of it, so that a node that was forgotten, wholly or in part, registers again. A
+    node that does something looks after them with each heartbeat, beside what it has to tell.
     """
 
     def __init__(self, config: RouterConfig, registry: Registry) -> None:
@@ -150,6 +151,8 @@ class Heart:
             word = registry.beat(fields)
             if word == "OK":
                 self._written, self._renewed = state, now
+                self._check(2)  # which costs little beside what makes the state change
+                self.probe()
             else:
                 self.recover()
         elif now - self._renewed + self._config.heartbeat > self._config.lease / 2.5:
@@ -161,9 +164,7 @@ class Heart:
             looks = False
             self._look_at_others(now)
         elif not self.probe():
-            self._turn += 1
-            if not registry.check(self._turn):
-                self.recover()
+            self._check(1)
         if registry.finish is not None and finished is None:
             self.on_finish()
         if now - self._ttl_renewed > self._config.run_ttl / 4:
@@ -173,6 +174,12 @@ class Heart:
             self._look_at_others(now)
         elif now > self._next_sweep:
             self._sweep(now)
+
+    def _check(self, turns: int) -> None:
+        for _ in range(turns):
+            self._turn += 1
+            if not self._registry.check(self._turn):
+                self.recover()
 
     def _look_at_others(self, now: float) -> None:
         """In place of the check of this node alone, every second beat: a command, and a sweep only where one is gone.
