@@ -114,8 +114,9 @@ class Node:
         self.sync()
 
     def chatter(self, event: str = EVENT, *, each: int = 5, pause: float = 0.05) -> None:
-        """Emit until :meth:`hush`: ``each`` events, a sync, ``pause`` seconds."""
+        """Emit until :meth:`hush`: ``each`` events, a sync, ``pause`` seconds; each of these rounds is a step."""
         while not self.over.wait(pause):
+            self.router.progress(self._number // each, "main")
             for _ in range(each):
                 self.emit(event)
             self.sync()

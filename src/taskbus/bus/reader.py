@@ -36,6 +36,9 @@ _PAUSE_WHEN_DENIED = 5.0
 _PATIENCE = 0.005
 """Seconds that a wait asks for the turn to read; the thread may be in the middle of something that takes longer."""
 
+_PATIENCE_FOR_PAYLOADS = 0.5
+"""Seconds that the thread of a wait gives a large payload; so long it does not see that its wait is cancelled."""
+
 
 class Reader(Subscriptions):
     """Reads for one node. One thread at a time does: its own, or the one that waits for what comes (:meth:`attend`)."""
@@ -159,7 +162,7 @@ class Reader(Subscriptions):
                 is_news = left > 0 and self._bell.wait(self._wire.descriptor, left)
                 waiter.alarm = None
                 if is_news:
-                    self._take(leads=True)
+                    self._take(until=min(deadline, time.monotonic() + _PATIENCE_FOR_PAYLOADS))
                 if waiter.is_resolved or time.monotonic() >= deadline:
                     return
                 if left <= 0:
@@ -295,11 +298,13 @@ class Reader(Subscriptions):
         ids = [b"%d-%d" % cursor.at for cursor in plan.cursors]
         self._wire.send([plan.head + b"".join([b"$%d\r\n%b\r\n" % (len(at), at) for at in ids])])
 
-    def _take(self, *, leads: bool = False) -> None:
+    def _take(self, until: float | None = None) -> None:
         """Hand over what a read has brought.
 
-        The thread of a wait, which ``leads``, takes what is there; what takes longer is left to the reader's thread.
+        The thread of a wait takes what is there, and large payloads that come ``until`` then (monotonic); what takes
+        longer is left to the reader's thread.
         """
+        leads = until is not None
         wanted = self._asked
         if wanted is None:
             return  # it is being stopped, or every key is wrong
@@ -324,7 +329,7 @@ class Reader(Subscriptions):
         self._asked = None
         pages: dict[bytes, Any] = dict(reply or ())
         try:
-            self._hand_over(wanted, pages, fetches=not leads)
+            self._hand_over(wanted, pages, until)
         except LargePayload:
             self._asked, self._reply = wanted, reply  # the reader's thread goes on where this one ends
             return
@@ -334,11 +339,11 @@ class Reader(Subscriptions):
             self._goals.check()
         self._take_inbox(pages.get(self.inbox, ()), later=leads)
 
-    def _hand_over(self, wanted: Wanted, pages: dict[bytes, Any], *, fetches: bool) -> None:
+    def _hand_over(self, wanted: Wanted, pages: dict[bytes, Any], until: float | None) -> None:
         for key, (stream, readers) in wanted.items():
             entries = pages.get(key, ())
             if entries:
-                self.taker.take(stream, readers, entries, fetches=fetches)
+                self.taker.take(stream, readers, entries, until)
             if readers.laggards and len(entries) < COUNT:
                 with self._lock:
                     stream.merge(self._node, readers)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from taskbus import frame
 from taskbus.bus.cursor import parse_id
-from taskbus.errors import BusDenied, DecodeError
+from taskbus.errors import BusDenied, BusUnavailable, DecodeError
 from taskbus.types import Page
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Admission(Protocol):
 
 
 class LargePayload(Exception):
-    """What is next was not handed over, for it lies beside the stream and was not to be fetched."""
+    """What is next was not handed over, for it lies beside the stream and did not come in the time that there was."""
 
 
 class Taker:
@@ -72,10 +72,10 @@ class Taker:
         self.part: Callable[[Stream, Cursor, EntryId, Sink, Rest], None] = lambda *args: None
         """Called for a sink that had no room for the events of an entry."""
 
-    def take(self, stream: Stream, readers: Readers, entries: Sequence[Any], *, fetches: bool = True) -> None:
-        """Hand over the entries of a page; up to the first ``LargePayload``, if it ``fetches`` none.
+    def take(self, stream: Stream, readers: Readers, entries: Sequence[Any], until: float | None = None) -> None:
+        """Hand over the entries of a page; up to a ``LargePayload`` that is not there ``until`` then (monotonic).
 
-        After an error the page is to be read again from where the cursors stand then.
+        After another error the page is to be read again from where the cursors stand then.
         """
         cursors = readers.cursors()
         for entry_id, fields in entries:
@@ -86,7 +86,7 @@ class Taker:
             if all(cursor.at >= at for cursor in cursors):
                 continue  # handed over before the rest of this page had to be left to another thread
             try:
-                self._take_entry(stream, readers, at, fields, fetches)
+                self._take_entry(stream, readers, at, fields, until)
             except DecodeError as error:
                 self.reject(error, f"entry {entry_id.decode()} of event {stream.event!r}")
                 for cursor in cursors:
@@ -96,7 +96,7 @@ class Taker:
                     cursor.at = at
 
     def _take_entry(
-        self, stream: Stream, readers: Readers, at: EntryId, fields: list[bytes] | None, fetches: bool
+        self, stream: Stream, readers: Readers, at: EntryId, fields: list[bytes] | None, until: float | None
     ) -> None:
         if not fields or len(fields) != 2 or fields[0] != b"f":
             raise DecodeError("not a frame", reason="foreign")
@@ -113,9 +113,7 @@ class Taker:
         refused: dict[int, DecodeError] = {}
         page: Page | tuple[()] = ()
         if asks and (not head.only_to or self._node.matches(head.only_to)):
-            if head.blob is not None and not fetches:
-                raise LargePayload
-            page = self._page(stream, at, head, refused)
+            page = self._page(stream, at, head, refused, until)
         nbytes = max(len(fields[1]), head.blob_size)
         if shared is not None:
             start = self._admit(stream, shared, at, head)
@@ -135,10 +133,12 @@ class Taker:
         if stream.shared is None:
             self.delivered += late
 
-    def _page(self, stream: Stream, at: EntryId, head: frame.Frame, refused: dict[int, DecodeError]) -> Page:
+    def _page(
+        self, stream: Stream, at: EntryId, head: frame.Frame, refused: dict[int, DecodeError], until: float | None
+    ) -> Page:
         """The events of a frame, less those that are ``refused``."""
         try:
-            events = self._read(head, refused)
+            events = self._read(head, refused, until)
         except DecodeError as error:
             error.__dict__["events"] = head.count
             raise
@@ -168,14 +168,18 @@ class Taker:
         self.missed += count
         log.error("event %r: %d events were trimmed before this node read them", event, count)
 
-    def _read(self, head: frame.Frame, refused: dict[int, DecodeError]) -> list[Event]:
+    def _read(self, head: frame.Frame, refused: dict[int, DecodeError], until: float | None) -> list[Event]:
         allow_pickle = self._config.codec == "pickle"
-        blob = self._fetch(head.blob) if head.blob is not None else None
+        blob = self._fetch(head.blob, until) if head.blob is not None else None
         return frame.events(head, blob, secret=self._config.secret, allow_pickle=allow_pickle, refused=refused)
 
-    def _fetch(self, blob: str) -> bytes | memoryview:
+    def _fetch(self, blob: str, until: float | None) -> bytes | memoryview:
         try:
-            value = self._blobs.call(b"GET", self._keys.blob(blob))
+            value = self._blobs.call(b"GET", self._keys.blob(blob), timeout=until and until - time.monotonic())
+        except BusUnavailable:
+            if until is None:
+                raise
+            raise LargePayload from None
         except BusDenied as error:
             raise DecodeError(f"the large payload cannot be read: {error}", reason="blob gone") from error
         if value is None:
