@@ -13,6 +13,7 @@ import pytest
 
 from taskbus import Router, Task
 from taskbus.bus.keys import Keys
+from taskbus.proxy import Proxy
 from taskbus.testing import RedisServer, until
 from tests.faults.conftest import MakeNode, scaled
 from tests.faults.node import LogLines
@@ -40,6 +41,27 @@ def test_p0_13_a_node_that_joins_after_finish_runs_no_step(redis_server: RedisSe
             task.use(lambda ctx: steps.append(1)).run()
         router.stop()
     assert steps == []
+
+
+def test_the_finish_waits_for_what_came_before_it_however_slowly_that_is_read(
+    redis_server: RedisServer, proxy: Proxy, run_id: str
+) -> None:
+    """It is bounded for a reader that does not get on; one that does hears of everything first."""
+    with (
+        Router(redis_server.url, run_id=run_id) as a,
+        Router(proxy.url, run_id=run_id) as b,
+        Task().start(router=b) as task,
+    ):
+        task.wait_for("x", timeout=0, since="last")
+        proxy.throttle(150_000)
+        for number in range(500):
+            a.emit("x", number, "." * 1000, only_to="node.*" if number % 2 else None)  # an entry each
+        began = time.monotonic()
+        a.finish()
+        seen = list(iter(lambda: task.wait_for("x", 30, since="last"), None))
+        assert [args[0] for args, _ in seen] == list(range(500))
+        assert time.monotonic() - began > SEEN_WITHIN, "it was not slow enough to show anything"
+        proxy.heal()
 
 
 def test_p0_14_a_node_that_is_killed_around_finish_and_restarted_stops(

@@ -69,11 +69,7 @@ class Finish:
         unwritten = self._unwritten
         if unwritten is None:
             return  # another thread has written it meanwhile
-        try:
-            if self._writer.waiting:
-                self._writer.sync(timeout / 2)
-        except BusError as error:
-            log.info("finishing before all events are acknowledged: %s", error)
+        self._flush(deadline - 0.2 * timeout, 0.4 * timeout)
         left = max(0.05, deadline - time.monotonic())
         try:
             self._registry.write_finish(unwritten.reason, left, node=unwritten.node, at=unwritten.at)
@@ -82,6 +78,18 @@ class Finish:
         else:
             self._unwritten = None
             self.learn()
+
+    def _flush(self, deadline: float, patience: float) -> None:
+        """Have all events acknowledged, if that goes on: nothing for ``patience`` seconds is too little."""
+        while self._writer.waiting:
+            before = self._writer.acknowledged
+            try:
+                self._writer.sync(max(0.0, min(patience, deadline - time.monotonic())))
+                return  # what others emit meanwhile may come after it
+            except BusError as error:
+                if self._writer.acknowledged == before or time.monotonic() >= deadline:
+                    log.info("finishing before all events are acknowledged: %s", error)
+                    return
 
     def hear(self) -> None:
         """Take over what the registry knows, when what was emitted before the finish is delivered."""

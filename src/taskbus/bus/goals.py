@@ -18,16 +18,33 @@ if TYPE_CHECKING:
 __all__ = ["Goals"]
 
 _PATIENCE = 1.5
-"""Seconds after which a call is made all the same: a finish has to be heard of within two."""
+"""Seconds without a step towards it after which a call is made all the same: a finish has to be heard of within two."""
 
 
 class _Goal:
-    __slots__ = ("callback", "deadline", "tails")
+    __slots__ = ("callback", "deadline", "left", "tails")
 
     def __init__(self, callback: Callable[[], None]) -> None:
         self.callback = callback
         self.deadline = time.monotonic() + _PATIENCE
         self.tails: list[tuple[Stream, EntryId]] | None = None
+        self.left: list[EntryId] = []
+
+    def is_over(self, now: float) -> bool:
+        """Whether it is reached, or nothing comes any more."""
+        if self.tails is None:
+            return now >= self.deadline
+        before = self.left
+        self.left = [
+            cursor.at
+            for stream, tail in self.tails
+            if not stream.wrong
+            for cursor in stream.readers().cursors()
+            if cursor.at < tail
+        ]
+        if self.left != before:
+            self.deadline = now + _PATIENCE
+        return not self.left or now >= self.deadline
 
 
 class Goals:
@@ -66,18 +83,12 @@ class Goals:
                     goal.tails = tails
 
     def check(self) -> None:
-        """Make the calls whose goal is reached, or whose time is over; from any thread."""
+        """Make the calls whose goal is reached, or will not be; from any thread."""
         if not self._goals:
             return
         now = time.monotonic()
         with self._lock:
-            due = [goal for goal in self._goals if now >= goal.deadline or _is_reached(goal)]
+            due = [goal for goal in self._goals if goal.is_over(now)]
             self._goals = [goal for goal in self._goals if goal not in due]
         for goal in due:
             goal.callback()
-
-
-def _is_reached(goal: _Goal) -> bool:
-    return goal.tails is not None and all(
-        stream.wrong or all(cursor.at >= tail for cursor in stream.readers().cursors()) for stream, tail in goal.tails
-    )
