@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from taskbus.config import RouterConfig, check_name, encodable
 from taskbus.dispatch import ErrorBox, EventLoop, Listener, on_delivery_thread
-from taskbus.errors import ConfigError, NotStarted
+from taskbus.errors import ConfigError, NotStarted, TaskbusError
 from taskbus.globs import match_globs, parse_globs
 from taskbus.meetings import Meetings
 from taskbus.types import Event, FinishInfo, Labels, NodeInfo, RouterStats, Since, Sink
@@ -125,7 +125,10 @@ class Router(Meetings):
             self._added_labels, self._left = Counter(), 0
             life = self._new_life()
             life.on_fenced = self.request_leave
-            life.start()
+            try:
+                life.start()
+            except TaskbusError as error:
+                raise error from None  # the driver's own trace says nothing more
             self._life = life
         finished = life.finish.known
         if finished is not None:

@@ -157,6 +157,24 @@ def test_p0_06_redis_frozen(redis_server: RedisServer, nodes: MakeNode, run_id: 
     assert a.ledger.longest <= 4.0
 
 
+def test_a_node_is_healthy_again_as_soon_as_redis_answers_it(
+    lasting_server: RedisServer, nodes: MakeNode, run_id: str
+) -> None:
+    """In the registry too, which the health check of a container asks: not only at the next beat."""
+    beat = 4.0
+    a = nodes("a", "numbers", url=lasting_server.url, heartbeat=beat, lease=20.0, block=1.0)
+    lasting_server.kill()
+    until(lambda: not a.router.stats().healthy, 10, "a says that it is not well")
+    PAUSE.wait(beat)
+    lasting_server.restart()
+    until(lambda: a.router.stats().healthy, 3, "a says that it is well")
+    with lasting_server.client() as client:
+        key = Keys(run_id).node("a")
+        until(lambda: client.hget(key, "healthy") == b"1", beat / 2, "so does the registry")
+        PAUSE.wait(beat / 4)
+        assert client.hget(key, "healthy") == b"1"
+
+
 def test_p0_07_connections_killed(redis_server: RedisServer, nodes: MakeNode, run_id: str) -> None:
     """Durable events are all there; every cut of the pub/sub connection is counted, no more and no less."""
     a, b = nodes("a", "numbers"), nodes("b", "numbers")

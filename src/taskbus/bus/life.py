@@ -126,7 +126,7 @@ class Life:
 
     def _connect_parts(self) -> None:
         intake, reader, heart = self.intake, self.reader, self.heart
-        intake.recover = heart.recover = self.recover
+        intake.recover, heart.recover = self._come_back, self.recover
         intake.on_inbox = self._take_inbox
         intake.on_state_loss = self._state_lost
         intake.reject = reader.taker.reject
@@ -254,6 +254,10 @@ class Life:
         if self.registry.was_away:
             self.announce("taskbus.node_joined", labels=sorted(self.registry.labels))
         self.barriers.notify()
+
+    def _come_back(self) -> None:
+        self.recover()
+        self.heart.hurry()  # for the registry to say that this node is healthy again
 
     def _fenced(self, error: BusError) -> None:
         with self._lock:

@@ -246,6 +246,8 @@ class Reader(Subscriptions):
     def _come_back(self) -> None:
         self.reconnects += 1
         rewinds = self._rewinds
+        self._wire.call(b"EXISTS", self.inbox)  # an answer at once, where that to a blocking read takes seconds
+        self.sign_of_life = time.monotonic()
         self._node.recover()
         if self._rewinds == rewinds:
             self._compare_tails()
