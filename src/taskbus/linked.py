@@ -68,9 +68,9 @@ class LinkedNode(Router):
         with self._telling_of_a_freeze():
             super().sync(timeout)
 
-    def nodes(self, patterns: Labels = None) -> list[NodeInfo]:
+    def nodes(self, patterns: Labels = None, timeout: float | None = None) -> list[NodeInfo]:
         with self._telling_of_a_freeze():
-            return super().nodes(patterns)
+            return super().nodes(patterns, timeout)
 
     def add_labels(self, labels: frozenset[str]) -> Callable[[], None]:
         with self._telling_of_a_freeze():

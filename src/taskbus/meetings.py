@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Meetings"]
 
+_LEAST_TRY = 0.25
+
 
 def _stays() -> bool:
     return False
@@ -31,7 +33,7 @@ class Meetings:
     def life(self) -> Life:
         raise NotImplementedError
 
-    def nodes(self, patterns: Labels = None) -> list[NodeInfo]:
+    def nodes(self, patterns: Labels = None, timeout: float | None = None) -> list[NodeInfo]:
         raise NotImplementedError
 
     def wake_meetings(self) -> None:
@@ -56,8 +58,9 @@ class Meetings:
             remove = life.finish.on_finish(lambda info, wake=wake: wake())  # type: ignore[misc]
             self._wakers.add(wake)
             try:
-                life.subscribe(waiter, "now")
-                found = self.nodes(patterns)
+                patience = max(_LEAST_TRY, deadline - time.monotonic())
+                life.subscribe(waiter, "now", patience)
+                found = self.nodes(patterns, min(patience, life.config.op_timeout))
                 if len(found) >= count:
                     return found
                 self._check(deadline, f"{len(found)} of {count} nodes are there{which}", leaves)

@@ -295,7 +295,9 @@ class Router(Meetings):
 
     def attend(self, waiter: Waiter, deadline: float) -> Event | None:
         """Block until ``waiter`` is resolved, or until ``deadline`` (monotonic)."""
-        life = self._life or self.life
+        life = self._life
+        if life is None or (life.is_stopped and not waiter.is_resolved):
+            life = self.life  # says why that is refused
         life.writer.pause()
         return life.reader.attend(waiter, deadline)
 
@@ -385,10 +387,9 @@ class Router(Meetings):
         registry = self.life.registry
         registry.step, registry.role = step, role
 
-    def nodes(self, patterns: Labels = None) -> list[NodeInfo]:
+    def nodes(self, patterns: Labels = None, timeout: float | None = None) -> list[NodeInfo]:
         """The live nodes of the run, by id; with ``patterns`` those of which a label, or ``node.{id}``, matches one."""
-        globs = parse_globs(patterns)
-        found = self.life.nodes()
+        globs, found = parse_globs(patterns), self.life.nodes(timeout)
         return [node for node in found if match_globs((*node.labels, f"node.{node.id}"), globs)]
 
 

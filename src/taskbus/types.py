@@ -15,18 +15,24 @@ __all__ = ["Event", "FinishInfo", "Labels", "Link", "NodeInfo", "Page", "Place",
 Event = tuple[tuple[Any, ...], dict[str, Any]]
 """The arguments of one event: ``(args, kwargs)``, type for type as they were emitted."""
 
-Place = tuple[tuple[int, int], int]
-"""Where an event stands in its stream: the id of its entry (milliseconds, ordinal) and its index there."""
+Place = tuple[int, int]
+"""Where an event stands in its stream: the milliseconds of its entry, and its own ordinal."""
 
 
 class Page(list[Event]):
-    """The events of one entry of a stream; ``entry`` is its id."""
+    """The events of the entry whose id is ``entry``; of some ``indexes``, where not all could be read."""
 
-    __slots__ = ("entry",)
+    __slots__ = ("entry", "indexes")
 
-    def __init__(self, events: Sequence[Event], entry: tuple[int, int]) -> None:
+    def __init__(self, events: Sequence[Event], entry: Place, indexes: Sequence[int] | None = None) -> None:
         super().__init__(events)
         self.entry = entry
+        self.indexes = indexes
+
+    def place(self, index: int) -> Place:
+        """Where the event at this index of the page stands."""
+        ms, ordinal = self.entry
+        return ms, ordinal + (index if self.indexes is None else self.indexes[index])
 
 
 Since = str

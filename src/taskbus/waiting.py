@@ -8,6 +8,8 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from taskbus.types import Page
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -98,10 +100,9 @@ class Trail:
 
     Args:
         event: Exact name.
-        after: Pass over what stands at this place or before it.
         max_events: How many to keep at the most.
         max_bytes: How much to keep by the size of frames, one event of any size aside.
-        on_missed: Called with the number of events behind ``after`` that were trimmed meanwhile, if there are any.
+        on_missed: Called with the number of events that are kept nowhere, when there was no room for them.
         on_room: Called with the event's name when there is room again, after some were not taken.
         on_full: Called with the trail, at each event of this process, while it is full and should be passed over.
     """
@@ -110,7 +111,6 @@ class Trail:
         self,
         event: str,
         *,
-        after: Place | None = None,
         max_events: int = 10_000,
         max_bytes: int = 64 * 1024 * 1024,
         on_missed: Callable[[int], None] | None = None,
@@ -119,7 +119,6 @@ class Trail:
     ) -> None:
         self.event = event
         self.ready = True
-        self._after = after
         self._max_events = max_events
         self._max_bytes = max_bytes
         self._on_missed = on_missed
@@ -221,9 +220,7 @@ class Trail:
 
     def put(self, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float) -> None:
         with self._lock:
-            if self.ready:
-                self._after = None
-            elif len(self._kept) >= 2 * self._max_events:  # twice, for those that were on their way here
+            if not self.ready and len(self._kept) >= 2 * self._max_events:  # twice, for those on their way here
                 self._dropped += 1
                 return
             self._take((args, kwargs), None, 0)
@@ -233,23 +230,14 @@ class Trail:
             self._on_full(self)
 
     def offer(self, events: Sequence[Event], start: int, nbytes: int) -> int:
-        share = nbytes // len(events)
-        missed, taken = 0, len(events)
-        entry = getattr(events, "entry", None)
+        share, taken = nbytes // len(events), len(events)
         with self._lock:
             for index in range(start, len(events)):
                 if self.is_full:
                     self._refused, taken = True, index
                     break
-                place = None if entry is None else (entry, index)
-                if place is not None and self._after is not None:
-                    if place <= self._after:
-                        continue
-                    missed = _between(self._after, place)
-                    self._after = None
-                self._take(events[index], place, share)
-        if missed > 0 and self._on_missed is not None:
-            self._on_missed(missed)
+                self._take(events[index], _place(events, index), share)
+            self._refused |= self.is_full  # nothing more is read for it
         return taken
 
     def _take(self, event: Event, place: Place | None, share: int) -> None:
@@ -281,13 +269,7 @@ class Trail:
 
 
 def _place(events: Sequence[Event], index: int) -> Place | None:
-    entry = getattr(events, "entry", None)
-    return None if entry is None else (entry, index)
-
-
-def _between(before: Place, place: Place) -> int:
-    """How many events stood between two places, by the ordinals of their entries; nothing if those began anew."""
-    return place[0][1] + place[1] - before[0][1] - before[1] - 1
+    return events.place(index) if isinstance(events, Page) else None
 
 
 def _seconds_until(deadline: float) -> float:

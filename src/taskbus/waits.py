@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from taskbus.errors import BusUnavailable, NotStarted, RunFinished, WaitTimeout
 from taskbus.waiting import Trail, Waiter
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from taskbus.types import Event, Link, Place, Since
 
 __all__ = ["Waits"]
+
+S = TypeVar("S", Waiter, Trail)
 
 LEAST_TRY: Final = 0.25
 """Seconds that a subscription may take however short the wait: what is there already should be seen."""
@@ -100,8 +102,8 @@ class Waits:
         return found
 
     def _wait_on_link(self, waiter: Waiter, deadline: float, since: Since) -> Event | None:
-        self._subscribe(waiter, waiter, since, deadline)
         try:
+            self._subscribe(lambda: waiter, waiter, since, deadline)
             self._end_if_over(waiter)
             return self._link.attend(waiter, deadline)
         finally:
@@ -112,11 +114,18 @@ class Waits:
         known = self._trails.get(waiter.event)
         if since == "now" and known is not None and known.join_from_now(waiter):
             return self._wait_joined(known, waiter, deadline)
-        trail = self._make_trail(waiter.event)
-        over: Trail | None = trail
-        trail.join(waiter)  # before it can be cancelled
+        over: Trail | None = None
+
+        def make() -> Trail:
+            nonlocal over
+            over = self._make_trail(waiter.event)
+            return over
+
         try:
-            self._subscribe(trail, waiter, since, deadline)
+            trail = self._subscribe(make, waiter, since, deadline)
+            if trail is None:
+                return waiter.wait(deadline)
+            trail.join(waiter)
             found = self._wait_joined(trail, waiter, deadline)
             if found is not None:
                 over = self._follow(trail, known, found, waiter, since)
@@ -150,16 +159,20 @@ class Waits:
         finally:
             trail.leave(waiter)
 
-    def _subscribe(self, sink: Waiter | Trail, waiter: Waiter, since: Since, deadline: float) -> bool:
-        """Redis being away ends no wait: try until it is there, or the time is over, or ``waiter`` was ended."""
+    def _subscribe(self, make: Callable[[], S], waiter: Waiter, since: Since, deadline: float) -> S | None:
+        """What ``make`` made, subscribed; ``None`` if that cannot be in time, or ``waiter`` was ended.
+
+        Redis being away ends no wait. Each attempt has a sink of its own, for one that failed may have had some events.
+        """
         while True:
+            sink = make()
             try:
                 self._link.subscribe(sink, since, max(LEAST_TRY, deadline - monotonic()))
-                return True
+                return sink
             except BusUnavailable:
                 self._end_if_over(waiter)
                 if waiter.is_resolved or monotonic() >= deadline:
-                    return False
+                    return None
 
     def _wait_on_trail(self, waiter: Waiter, deadline: float) -> Event | None:
         while True:
@@ -174,10 +187,9 @@ class Waits:
         event = waiter.event
         after, since = self._places.get(event), "joined"
         if after is not None:
-            (ms, ordinal), _ = after
-            since = f"{ms}-{max(0, ordinal - 1)}"
-        trail = self._make_trail(event, after)
-        if not self._subscribe(trail, waiter, since, deadline):
+            since = "{}-{}".format(*after)
+        trail = self._subscribe(lambda: self._make_trail(event), waiter, since, deadline)
+        if trail is None:
             return False
         with self._trails_lock:
             is_new = not self._closed and self._trails.get(event) is left
@@ -187,10 +199,9 @@ class Waits:
             self._link.unsubscribe(trail)
         return not self._closed
 
-    def _make_trail(self, event: str, after: Place | None = None) -> Trail:
+    def _make_trail(self, event: str) -> Trail:
         return Trail(
             event,
-            after=after,
             on_missed=lambda count: self._link.note_missed(event, count),
             on_room=self._link.loop.refill,
             on_full=self._link.fall_behind,

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from taskbus import Router, Task
+from taskbus.bus.keys import Keys
 from taskbus.errors import Fenced, NotStarted, RunFinished, WaitTimeout
 from taskbus.proxy import Proxy
 from taskbus.testing import RedisServer, until
@@ -217,6 +218,107 @@ def test_a_large_payload_that_takes_longer_than_a_wait_costs_no_connection(
         until(lambda: task.wait_for("large", timeout=0.1, since="last") is not None, timeout=10)
         emit.join()
     assert task._link.stats().reconnects == 0  # type: ignore[attr-defined]
+
+
+def test_a_wait_that_begins_again_repeats_nothing(
+    start_task: StartTask, redis_server: RedisServer, proxy: Proxy, run_id: str
+) -> None:
+    """The attempt before had read a page when its subscription failed."""
+    task = start_task(proxy.url, op_timeout=1.0)
+    task.on("other", print)
+    with Router(redis_server.url, run_id=run_id) as other:
+        for number in range(3):
+            other.emit("x", number)
+        other.sync()
+        proxy.refuse()
+        proxy.reset(proxy.find(b"SUBSCRIBE"))
+        heal = threading.Timer(2.5, proxy.heal)
+        heal.start()
+        first = task.wait_for("x", timeout=12, since="last")
+        heal.join()
+        seen = [first, *iter(lambda: task.wait_for("x", timeout=1, since="last"), None)]
+    assert [found[0][0] for found in seen if found is not None] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("since", ["start", "id"])
+def test_a_wait_that_goes_back_while_the_network_is_slow_leaves_nobody_deaf(
+    since: str, start_task: StartTask, redis_server: RedisServer, proxy: Proxy, run_id: str
+) -> None:
+    """Its first page ends with a payload that comes too slowly; the waits after it go on behind what it returned."""
+    task = start_task(proxy.url)
+    with Router(redis_server.url, run_id=run_id) as other:
+        other.emit("x", 0)
+        other.emit("x", 1, bytes(1_000_000))
+        other.sync()
+        assert [task.wait_for("x", 5, since="last")[0][0] for _ in range(2)] == [0, 1]  # type: ignore[index]
+        proxy.throttle(100_000)
+        with redis_server.client() as client:
+            ms, _, _ = client.xrange(Keys(run_id).events("x"), count=1)[0][0].decode().partition("-")
+        found = task.wait_for("x", 1, since="start" if since == "start" else f"{int(ms) - 1}-0")
+        assert found == ((0,), {})
+        proxy.heal()
+        for number in range(2, 5):
+            other.emit("x", number)
+        assert [task.wait_for("x", 5, since="last")[0][0] for _ in range(4)] == [1, 2, 3, 4]  # type: ignore[index]
+
+
+def test_a_wait_in_the_past_is_over_in_time_whatever_the_payloads_there_take(
+    start_task: StartTask, redis_server: RedisServer, proxy: Proxy, run_id: str
+) -> None:
+    task = start_task(proxy.url)
+    with Router(redis_server.url, run_id=run_id) as other:
+        for number in range(8):
+            other.emit("x", number, bytes(1_000_000))
+        other.sync()
+        proxy.throttle(500_000)
+        began = time.monotonic()
+        assert task.wait_for("x", timeout=0.3, since="start") is None
+        task.on("x", print, since="start")
+        assert time.monotonic() - began < 0.3 + 5 + BUSY  # op_timeout for the second
+        proxy.heal()
+
+
+def test_what_others_are_told_is_nothing_that_a_wait_has_missed(
+    start_task: StartTask, redis_server: RedisServer, run_id: str
+) -> None:
+    task = start_task()
+    node = f"node.{task._link.node_id}"
+    with Router(redis_server.url, run_id=run_id) as other:
+        emit = threading.Timer(0.2, other.emit, ("x", 0), {"only_to": node})
+        emit.start()
+        assert task.wait_for("x", 5) == ((0,), {})
+        emit.join()
+        for number in range(1, 8):
+            other.emit("x", number, only_to="node.of-others")
+        other.emit("x", 8, only_to=node)
+        assert task.wait_for("x", 5, since="last") == ((8,), {})
+    assert task._link.stats().missed == 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("how", ["on", "wait_for"])
+def test_what_was_trimmed_behind_the_id_that_one_begins_at_is_counted(
+    how: str, start_task: StartTask, redis_server: RedisServer, run_id: str
+) -> None:
+    task = start_task()
+    with Router(redis_server.url, run_id=run_id, retention_events=100) as other:
+        other.emit("x", 0)
+        other.sync()
+        with redis_server.client() as client:
+            last = client.xrevrange(Keys(run_id).events("x"), count=1)[0][0].decode()
+        for number in range(1, 1001):
+            other.emit("x", number)
+            if not number % 10:
+                other.sync()
+        heard: list[int] = []
+        if how == "on":
+            task.on("x", heard.append, since=last)
+            until(lambda: heard and heard[-1] == 1000)
+        else:
+            found = task.wait_for("x", 5, since=last)
+            assert found is not None
+            heard.append(found[0][0])
+    assert heard[0] > 1
+    assert task._link.stats().missed == heard[0] - 1  # type: ignore[attr-defined]
 
 
 def test_who_waits_is_not_forgotten_by_the_one_who_waited_too_and_read(

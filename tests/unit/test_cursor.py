@@ -26,6 +26,15 @@ def test_reading_goes_on_behind_an_event_in_the_middle_of_an_entry() -> None:
     assert cursor.first_wanted((11, 1), 10) == 0
 
 
+def test_what_is_gone_behind_the_event_that_it_begins_at_is_counted_once() -> None:
+    cursor = Cursor.since("10-103", (0, 0))
+    assert [cursor.pass_over(120, 5), cursor.pass_over(125, 1)] == [16, 0]
+    cursor = Cursor.since("10-103", (0, 0))
+    assert [cursor.pass_over(100, 10), cursor.pass_over(110, 1)] == [0, 0]
+    assert Cursor.since("10-0", (0, 0)).pass_over(120, 5) == 0, "a time is no event"
+    assert cursor.rewound().pass_over(115, 1) == 0, "that is what was seen"
+
+
 def test_a_rejected_entry_has_its_place_if_it_is_the_next_one() -> None:
     cursor = Cursor((0, 0), 5)
     cursor.pass_rejected(9, 3)

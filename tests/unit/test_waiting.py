@@ -124,16 +124,24 @@ def test_a_trail_is_bounded_in_bytes_but_keeps_one_event_of_any_size() -> None:
     assert trail.offer([FIRST], 0, 60) == 0
 
 
-def test_a_trail_begins_behind_a_place_and_counts_what_is_gone_from_there() -> None:
-    missed: list[int] = []
-    trail = Trail("x", after=((5, 10), 1), on_missed=missed.append)
-    trail.offer(Page([((10,), {}), ((11,), {}), ((12,), {})], (5, 10)), 0, 0)
-    assert trail.wait(0) == ((12,), {})
-    assert missed == []
-    trail = Trail("x", after=((5, 10), 1), on_missed=missed.append)
-    trail.offer(Page([((15,), {})], (6, 15)), 0, 0)
-    assert trail.wait(0) == ((15,), {})
-    assert missed == [3]
+def test_an_event_of_a_trail_says_where_it_stands() -> None:
+    trail = Trail("x")
+    trail.offer(Page([FIRST, SECOND], (5, 10), [0, 2]), 0, 0)  # the one between them could not be read
+    places = []
+    for _ in range(2):
+        waiter = Waiter("x")
+        trail.join(waiter)
+        places.append(waiter.place)
+    assert places == [(5, 10), (5, 12)]
+
+
+def test_a_trail_that_was_full_asks_for_more_when_there_is_room_whether_or_not_it_refused_some() -> None:
+    asked: list[str] = []
+    trail = Trail("x", max_bytes=100, on_room=asked.append)
+    assert trail.offer([FIRST], 0, 60) == 1
+    assert trail.offer([SECOND], 0, 60) == 1
+    assert [trail.wait(0), trail.wait(0)] == [FIRST, SECOND]
+    assert asked == ["x"]
 
 
 def test_a_trail_forgets_through_the_very_event_and_not_an_equal_one() -> None:
@@ -177,14 +185,6 @@ def test_a_trail_that_gives_way_takes_everybody_along() -> None:
     assert not waiter.is_resolved
     other.put(*SECOND, timeout=0)
     assert waiter.wait(0) == newcomer.wait(0) == SECOND
-
-
-def test_what_a_trail_that_has_caught_up_takes_directly_is_not_missing_in_the_stream() -> None:
-    missed: list[int] = []
-    trail = Trail("x", after=((5, 10), 0), on_missed=missed.append)
-    trail.put(*FIRST, timeout=0)
-    trail.offer(Page([SECOND], (6, 12)), 0, 0)
-    assert [trail.wait(0), trail.wait(0), missed] == [FIRST, SECOND, []]
 
 
 def test_a_cancelled_trail_gives_what_it_has_and_then_the_error() -> None:

@@ -33,6 +33,11 @@ class Calls:
         self._is_closed = False
         self.diagnose: Callable[[BusDenied, Wire], BusDenied] = lambda error, wire: error
 
+    @property
+    def heard(self) -> float:
+        """When something of an answer last came (monotonic)."""
+        return self._wire.heard
+
     def script(self, name: str, keys: Sequence[Arg], args: Sequence[Arg], timeout: float | None = None) -> Any:
         """Run a script; see :meth:`Wire.script`."""
         return self._attempt(lambda wire: wire.script(name, keys, args), timeout)

@@ -32,11 +32,12 @@ class Cursor:
     entry and the begin of the next is the exact number of events that were trimmed before they were read.
     """
 
-    __slots__ = ("after", "at", "began", "doubted", "expected", "seen")
+    __slots__ = ("after", "at", "began", "doubted", "expected", "first", "seen")
 
     def __init__(self, at: EntryId, expected: int | None = None, after: EntryId = (0, 0)) -> None:
         self.at = self.began = at
         self.expected = expected
+        self.first: int | None = None  # the ordinal of the first event that is wanted, until there has been an entry
         self.after = after
         self.doubted: int | None = None  # from where on entries may have been forged, which have no number
         self.seen: dict[str, int] = {}
@@ -57,7 +58,9 @@ class Cursor:
                 " ('last' is for the wait_for of a task)"
             )
         after = int(match[1]), int(match[2])
-        return cls((after[0], 0), after=after)
+        cursor = cls((after[0], 0), after=after)
+        cursor.first = after[1] + 1 if after[1] else None  # 0 is no event's
+        return cursor
 
     def first_wanted(self, at: EntryId, count: int) -> int:
         """The index of the first event of an entry that stands behind the id at which this cursor began."""
@@ -75,6 +78,8 @@ class Cursor:
         Returns how many events are missing before it; negative if the numbering went back.
         """
         missing = 0 if self.expected is None else ordinal - self.expected
+        if self.first is not None:
+            missing, self.first = max(0, ordinal - self.first), None
         if missing < 0 and self.doubted is not None and ordinal >= self.doubted:
             missing = 0  # what was rejected was somebody else's, and had no number
         self.expected, self.doubted = ordinal + count, None

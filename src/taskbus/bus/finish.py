@@ -6,10 +6,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from taskbus.config import encodable
-from taskbus.errors import BusError
+from taskbus.errors import BusError, Fenced
 from taskbus.types import FinishInfo
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Finish:
         self._callbacks: list[Callable[[FinishInfo], None]] = []
         self._unwritten: FinishInfo | None = None
         self.known: FinishInfo | None = None
+        self.on_forgotten: Callable[[], None] = lambda: None
         self.defer: Callable[[Callable[[], None]], None] = lambda call: call()
 
     @property
@@ -46,17 +48,22 @@ class Finish:
             if self.known is not None:
                 return not self.is_pending
             self.known = self._unwritten = FinishInfo(self._registry.node_id, encodable(reason), time.time())
-        self.retry(timeout)
+        self._try(timeout)
         if self.is_pending:
             log.warning("the finish of run %r is pending until Redis can be reached", self._run_id)
         self._call_back()
         return not self.is_pending
 
     def retry(self, timeout: float = 1.0) -> None:
-        """Write a pending finish, if Redis can be reached.
+        """Write a pending finish, if Redis can be reached, and this node still has its place."""
+        with suppress(Fenced):  # which was told where it was found out
+            self._try(timeout)
+
+    def _try(self, timeout: float) -> None:
+        """Write it, one thread at a time: the heartbeat comes here too.
 
         First what was emitted before, so that nobody hears of the end and misses what led to it; but a finish does not
-        wait for ever for events that Redis does not take. One thread writes at a time: the heartbeat comes here too.
+        wait for ever for events that Redis does not take.
         """
         deadline = time.monotonic() + timeout
         if self.is_pending and self._writing.acquire(timeout=timeout):
@@ -72,7 +79,12 @@ class Finish:
         self._flush(deadline - 0.2 * timeout, 0.4 * timeout)
         left = max(0.05, deadline - time.monotonic())
         try:
-            self._registry.write_finish(unwritten.reason, left, node=unwritten.node, at=unwritten.at)
+            if not self._registry.write_finish(unwritten.reason, left, node=unwritten.node, at=unwritten.at):
+                self.on_forgotten()
+                self._registry.write_finish(unwritten.reason, left, node=unwritten.node, at=unwritten.at)
+        except Fenced:
+            self.known = self._unwritten = None  # it is not this node's to say
+            raise
         except BusError as error:
             log.info("the finish of run %r is still pending: %s", self._run_id, error)
         else:

@@ -110,7 +110,9 @@ class Guest:
 
     def finish(self, reason: str) -> FinishInfo:
         """Finish the run for every node; returns the finish that holds, which is an earlier one if there is."""
-        return self._registry.write_finish(reason, self.config.op_timeout)
+        finish = self._registry.write_finish(reason, self.config.op_timeout)
+        assert finish is not None, "a guest has no place that it could lose"
+        return finish
 
     def emit(
         self,

@@ -160,11 +160,12 @@ class Heart:
                 self._renewed = now
             else:
                 self.recover()
-        elif looks:
-            looks = False
-            self._look_at_others(now)
-        elif not self.probe():
-            self._check(1)
+        else:
+            if looks:
+                looks = False
+                self._look_at_others(now)
+            if not self.probe():
+                self._check(1)
         if registry.finish is not None and finished is None:
             self.on_finish()
         if now - self._ttl_renewed > self._config.run_ttl / 4:
@@ -182,14 +183,12 @@ class Heart:
                 self.recover()
 
     def _look_at_others(self, now: float) -> None:
-        """In place of the check of this node alone, every second beat: a command, and a sweep only where one is gone.
+        """Every second beat: a command, and a sweep only where one is gone.
 
         A node is dead a lease after its last beat at the earliest, so that new ones need not be known sooner.
         """
         self._looked = now
         self._looks += 1
-        if self._looks % 16 == 0 and not self.probe():
-            self.probe()
         keeps, all_there = self._registry.look_at_others(afresh=self._looks % 4 == 0)
         if not keeps:
             self.recover()

@@ -130,21 +130,20 @@ class Life:
         intake.on_inbox = self._take_inbox
         intake.on_state_loss = self._state_lost
         intake.reject = reader.taker.reject
-        reader.on_denied = self._denied
         self.writer.epoch = lambda: self.registry.epoch
         self.loop.on_room = lambda event: reader.wake()
         heart.is_healthy = self.is_healthy
         heart.stats = self.stats
         heart.on_fenced = self.writer.on_fenced = self._fenced
-        heart.on_denied = self._denied
+        heart.on_denied = reader.on_denied = self._denied
         heart.on_silence = self.channels.suspect
         heart.on_gone = self._report_gone
         heart.on_finish = self.finish.hear
         heart.probe = self.channels.probe
         heart.watches = lambda: any(map(self.loop.listened, _ENDS_OF_NODES))
-        self.finish.defer = reader.call_when_read
+        self.finish.defer, self.finish.on_forgotten = reader.call_when_read, self.recover
         heart.each_beat += [self.channels.watch, self.finish.retry, self.barriers.settle, reader.check_goals]
-        heart.each_beat += [SlowListeners(self.loop).warn, self._look]
+        heart.each_beat += [SlowListeners(self.loop).warn, self._look, self.registry.take_labels_off]
 
     # Stop ------------------------------------------------------------------------------------------------------------
 
@@ -222,9 +221,10 @@ class Life:
                 raise
 
     def remove_labels(self, labels: frozenset[str]) -> None:
-        """Carry these labels no more."""
+        """Carry these no more."""
         self._carry(self.registry.labels - labels)
-        self.registry.unlabel(labels)
+        self.registry.stale_labels |= labels
+        self.registry.take_labels_off()
 
     def _carry(self, labels: frozenset[str]) -> None:
         self.registry.labels = labels
@@ -297,7 +297,7 @@ class Life:
         """Whether the reader and the heartbeat both gave a sign of life within their bounds."""
         now = time.monotonic()
         return (
-            now - self.reader.sign_of_life < self.config.block + 1.9
+            now - self.reader.heard < self.config.block + 1.9
             and now - self.heart.sign_of_life < self.config.lease
             and self.writer.fatal is None
         )
@@ -370,9 +370,9 @@ class Life:
         self.check_place()
         return self.finish.declare(reason, self.config.op_timeout if timeout is None else timeout)
 
-    def nodes(self) -> list[NodeInfo]:
+    def nodes(self, timeout: float | None = None) -> list[NodeInfo]:
         """Every live node; those found dead are removed, and the others told."""
-        found, dead = self.registry.census()
+        found, dead = self.registry.census(timeout)
         if dead and self.writer.fatal is None:
             self._report_gone(self.registry.sweep())
         return found

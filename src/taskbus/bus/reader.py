@@ -45,8 +45,8 @@ class Reader(Subscriptions):
 
     def __init__(self, config: RouterConfig, target: Target, keys: Keys, calls: Calls, node: Admission) -> None:
         self._stopping = threading.Event()
-        self._blobs = Calls(target, timeout=config.op_timeout, deadline=config.op_timeout, stopping=self._stopping)
-        super().__init__(config, keys, calls, self._blobs, node, target.where)
+        blobs = Calls(target, timeout=config.op_timeout, deadline=config.op_timeout, stopping=self._stopping)
+        super().__init__(config, keys, calls, blobs, node, target.where)
         self._silence = config.block + 1.2
         self._wire = Wire(target, self._silence)
         self._turn = Turn()  # to use the wire
@@ -63,7 +63,6 @@ class Reader(Subscriptions):
         self._goals = Goals(keys)
         self._thread = threading.Thread(target=self._run, name="taskbus-reader", daemon=True)
         self.reconnects = 0
-        self.sign_of_life = time.monotonic()
         self.on_denied: Callable[[BusDenied], None] = lambda error: None
 
     def start(self, inbox: bytes, at: EntryId) -> None:
@@ -80,9 +79,9 @@ class Reader(Subscriptions):
         self._turn.call()
         if self._wire.target.in_process:
             self.wake()  # there is no socket to cut
+        self._blobs.close()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(max(0.05, deadline - time.monotonic()))
-        self._blobs.close()
 
     # Being woken ------------------------------------------------------------------------------------------------------
 
@@ -348,7 +347,7 @@ class Reader(Subscriptions):
                 self.taker.take(stream, readers, entries, until)
             if readers.laggards and len(entries) < COUNT:
                 with self._lock:
-                    stream.merge(self._node, readers)
+                    stream.merge(self._node, readers, parse_id(entries[-1][0]) if entries else (0, 0))
 
     def _explain(self, reply: Exception, keys: Sequence[bytes]) -> None:
         """A read was refused: raise what that means, unless it is a key that holds no stream, which is left out."""

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from taskbus.errors import Fenced, NodeIdTaken
+from taskbus.errors import BusError, Fenced, NodeIdTaken
 from taskbus.types import FinishInfo, NodeInfo
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["Registry", "finish_from"]
 
 log = logging.getLogger("taskbus")
+
+_FAREWELL = 0.5
+"""Seconds that the labels of a task may keep up its stop."""
 
 
 def finish_from(flat: list[bytes]) -> FinishInfo | None:
@@ -50,6 +53,8 @@ class Registry:
         self.producer = producer
         self.node_id = config.node_id or ""
         self.labels = config.labels
+        self.stale_labels: frozenset[str] = frozenset()
+        """Labels that it has had, and that the registry may still show."""
         self.epoch = b""
         self.joined: EntryId = (0, 0)
         self.inbox_at = b"0-0"
@@ -123,11 +128,19 @@ class Registry:
         args = (self._keys.prefix, self.node_id, self.producer, *sorted(self.labels))
         self._calls.script("leave", keys, args, timeout=timeout)
 
-    def unlabel(self, labels: frozenset[str]) -> None:
-        """Have the registry show the labels of now, without these."""
+    def take_labels_off(self) -> None:
+        """Have the registry show the labels of now, without ``stale_labels``; those stay stale while Redis is away."""
+        stale = self.stale_labels - self.labels
+        if not stale:
+            return
         keys = (self._keys.node(self.node_id), self._keys.labels)
         kept = ",".join(sorted(self.labels))
-        self._calls.script("unlabel", keys, (self._keys.prefix, self.node_id, self.producer, kept, *sorted(labels)))
+        args = (self._keys.prefix, self.node_id, self.producer, kept, *sorted(stale))
+        try:
+            self._calls.script("unlabel", keys, args, timeout=_FAREWELL)
+            self.stale_labels -= stale
+        except BusError as error:
+            log.info("labels %s are taken off later: %s", ", ".join(sorted(stale)), error)
 
     def beat(self, fields: Iterable[str | int]) -> str:
         """Renew the lease and write ``fields``; ``"OK"``, ``"FENCED"`` or ``"FORGOTTEN"``, and notes a finish."""
@@ -165,15 +178,19 @@ class Registry:
         self.finish = finish_from(self._calls.call(b"HGETALL", self._keys.finish)) or self.finish
         return self.finish
 
-    def write_finish(self, reason: str, timeout: float, *, node: str = "", at: float = 0.0) -> FinishInfo:
+    def write_finish(self, reason: str, timeout: float, *, node: str = "", at: float = 0.0) -> FinishInfo | None:
         """Finish the run; returns the finish that holds, which is another node's when that was first.
 
         ``node`` and ``at`` are those of a finish that was declared earlier; default are this node and Redis' clock.
+        ``None`` when Redis knows nothing of this life of the node, which has to claim its place again before.
         """
         keys = (self._keys.finish, self._keys.nodes, self._keys.labels, self._keys.epoch, self._keys.streams)
         args = (self._keys.prefix, node or self.node_id, reason, int(self._config.finish_ttl * 1000), at or "")
-        found = finish_from(self._calls.script("finish", keys, args, timeout=timeout))
-        self.finish = found or FinishInfo(self.node_id, reason, time.time())
+        life = (self._keys.producer(self.producer),) if self.epoch else ()
+        answer = self._calls.script("finish", (*keys, *life), args, timeout=timeout)
+        if answer == [b"FORGOTTEN"]:
+            return None
+        self.finish = finish_from(answer) or FinishInfo(self.node_id, reason, time.time())
         self.finish_in_redis = True
         return self.finish
 
@@ -181,9 +198,9 @@ class Registry:
         """Every live node of the run, by id."""
         return self.census()[0]
 
-    def census(self) -> tuple[list[NodeInfo], int]:
+    def census(self, timeout: float | None = None) -> tuple[list[NodeInfo], int]:
         """Every live node of the run, by id, and how many are listed whose lease ran out."""
-        flat, dead = self._calls.script("nodes", (self._keys.nodes,), (self._keys.prefix,))
+        flat, dead = self._calls.script("nodes", (self._keys.nodes,), (self._keys.prefix,), timeout=timeout)
         found = [_node(*flat[position : position + 3]) for position in range(0, len(flat), 3)]
         return sorted(found, key=lambda node: (len(node.id), node.id)), dead
 

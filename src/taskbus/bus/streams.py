@@ -84,14 +84,14 @@ class Stream:
         if not node.is_listened(self.event):
             self.shared = None
 
-    def merge(self, node: Admission, readers: Readers) -> None:
-        """Join laggards to the shared cursor: the page that all of them took ended with the stream."""
+    def merge(self, node: Admission, readers: Readers, end: EntryId) -> None:
+        """Join laggards to the shared cursor, if they took all of a page that ended with the stream, at ``end``."""
         if self.shared is not readers.shared:
             return
         took = dict(readers.laggards)
         left = []
         for laggard in self.laggards:
-            behind = not laggard.has_room or took.get(laggard) is not laggard.cursor
+            behind = not laggard.has_room or took.get(laggard) is not laggard.cursor or laggard.cursor.at < end
             if behind or not node.merge(laggard.sink, laggard.cursor):
                 left.append(laggard)
             elif self.shared is None:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from taskbus.bus.cursor import Cursor, EntryId, format_id, parse_id
 from taskbus.bus.streams import Laggard, Readers, Stream
-from taskbus.bus.taker import Taker
+from taskbus.bus.taker import LargePayload, Taker
 from taskbus.bus.wire import pack
 from taskbus.errors import BusDenied
 
@@ -56,6 +57,7 @@ class Subscriptions:
         self._config = config
         self._keys = keys
         self._calls = calls
+        self._blobs = blobs
         self._node = node
         self._where = where
         self._lock = threading.Lock()
@@ -68,10 +70,16 @@ class Subscriptions:
         self._inbox_wrong = False
         self._without_laggards = False  # this time, so that nobody waits longer for the sake of one who is behind
         self._next_prune = 0.0
+        self.sign_of_life = time.monotonic()
         self.inbox = b""
         self.taker = Taker(config, keys, blobs, node)
         self.taker.part = self._part
         self.lag = 0
+
+    @property
+    def heard(self) -> float:
+        """When Redis was last heard of here (monotonic), be it with a part of a large payload."""
+        return max(self.sign_of_life, self._blobs.heard)
 
     def wake(self, timeout: float = 1.0) -> None:
         """Have the streams read as they are subscribed now."""
@@ -100,13 +108,15 @@ class Subscriptions:
         self.wake(timeout)
 
     def catch_up(self, sink: Sink, cursor: Cursor, timeout: float) -> None:
-        """Let ``sink`` take all after ``cursor``; on return it has had the first page."""
+        """Let ``sink`` take all after ``cursor``; on return it has had the first page, less what comes too slowly."""
+        deadline = time.monotonic() + timeout
         laggard = Laggard(sink, cursor)
         alone = Stream(sink.event, self._keys.events(sink.event))
         alone.laggards.append(laggard)
         begin = b"(" + format_id(cursor.at)
         page = self._calls.call(b"XRANGE", alone.key, begin, b"+", b"COUNT", COUNT, timeout=timeout)
-        self.taker.take(alone, alone.readers(), page)
+        with suppress(LargePayload):  # the reader's thread goes on there
+            self.taker.take(alone, alone.readers(), page, deadline)
         with self._lock:
             stream = self._streams.setdefault(sink.event, alone)
             if stream is not alone:

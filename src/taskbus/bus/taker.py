@@ -25,6 +25,9 @@ __all__ = ["Admission", "LargePayload", "Taker"]
 
 log = logging.getLogger("taskbus")
 
+_SLOWEST = 16384
+"""Bytes a second with which a large payload has to come; a silence of ``op_timeout`` ends an attempt before."""
+
 
 class Admission(Protocol):
     """What the reader asks of the node it reads for."""
@@ -108,7 +111,8 @@ class Taker:
         laggards = [(one, cursor) for one, cursor in readers.laggards if cursor.at < at] if readers.laggards else ()
         asks = listens and shared is not None and shared.is_new(head.producer, head.first, head.count)
         for _, cursor in laggards:
-            asks = asks or cursor.is_new(head.producer, head.first, head.count)
+            is_wanted = cursor.first_wanted(at, head.count) < head.count
+            asks = asks or (is_wanted and cursor.is_new(head.producer, head.first, head.count))
         # Read before any cursor notes the frame: what cannot be fetched now is read again.
         refused: dict[int, DecodeError] = {}
         page: Page | tuple[()] = ()
@@ -144,7 +148,10 @@ class Taker:
             raise
         for problem in refused.values():
             self.reject(problem, f"event {stream.event!r} in entry {at[0]}-{at[1]}")
-        return Page([event for index, event in enumerate(events) if index not in refused] if refused else events, at)
+        if not refused:
+            return Page(events, at)
+        kept = [index for index in range(len(events)) if index not in refused]
+        return Page([events[index] for index in kept], at, kept)
 
     def _admit(self, stream: Stream, cursor: Cursor, at: EntryId, head: frame.Frame) -> int:
         missing = cursor.pass_over(at[1], head.count)
@@ -170,12 +177,14 @@ class Taker:
 
     def _read(self, head: frame.Frame, refused: dict[int, DecodeError], until: float | None) -> list[Event]:
         allow_pickle = self._config.codec == "pickle"
-        blob = self._fetch(head.blob, until) if head.blob is not None else None
+        blob = self._fetch(head, until) if head.blob is not None else None
         return frame.events(head, blob, secret=self._config.secret, allow_pickle=allow_pickle, refused=refused)
 
-    def _fetch(self, blob: str, until: float | None) -> bytes | memoryview:
+    def _fetch(self, head: frame.Frame, until: float | None) -> bytes | memoryview:
+        blob = head.blob or ""
+        timeout = self._config.op_timeout + head.blob_size / _SLOWEST if until is None else until - time.monotonic()
         try:
-            value = self._blobs.call(b"GET", self._keys.blob(blob), timeout=until and until - time.monotonic())
+            value = self._blobs.call(b"GET", self._keys.blob(blob), timeout=timeout)
         except BusUnavailable:
             if until is None:
                 raise

@@ -32,7 +32,7 @@ def tally(life: Life) -> RouterStats:
         outbox_events=writer.waiting,
         outbox_bytes=writer.bytes_waiting,
         lag=reader.lag,
-        reader_age=now - reader.sign_of_life,
+        reader_age=now - reader.heard,
         heartbeat_age=now - life.heart.sign_of_life,
         healthy=life.is_healthy(),
     )

@@ -106,6 +106,8 @@ class Wire:
         self._limit: float | None = -1.0  # of the socket; none yet
         self._reader: Any = None
         self._buffer = bytearray(_READ_SIZE)
+        self.heard = 0.0
+        """When something of an answer last came (monotonic)."""
 
     @property
     def is_open(self) -> bool:
@@ -258,6 +260,7 @@ class Wire:
         count: int = self._socket.recv_into(room, 0, flags)
         if not count:
             raise driver.ConnectionError("the connection was closed")
+        self.heard = time.monotonic()
         return count
 
     def _await_news(self, left: float) -> None:

@@ -1,8 +1,11 @@
 #!lua flags=allow-oom
 -- Finish the run, once: the first reason stays. Gives every key of the run its last time to live and wakes every node.
--- KEYS: finish, nodes, labels, epoch, streams. ARGV: prefix, node, reason, ttl in ms, time or ''.
--- Answers the finish as a flat list: node, .., reason, .., at, ..
+-- KEYS: finish, nodes, labels, epoch, streams; of a node its producer hash, too. ARGV: prefix, node, reason, ttl in ms,
+-- time or ''.
+-- Answers the finish as a flat list: node, .., reason, .., at, ..; or {'FORGOTTEN'}: what a fenced node writes finds no
+-- producer.
 local prefix, ttl = ARGV[1], ARGV[4]
+if KEYS[6] and redis.call('EXISTS', KEYS[6]) == 0 then return {'FORGOTTEN'} end
 if redis.call('EXISTS', KEYS[1]) == 0 then
   local time = redis.call('TIME')
   local at = time[1] .. '.' .. string.format('%06d', time[2])
