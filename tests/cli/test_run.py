@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -114,6 +115,18 @@ def test_a_crash_exits_1_with_the_users_traceback_and_not_ours(shell: Shell, wor
     done = shell.run("run", "tests.cli.jobs:crash", "-n", workers)
     assert done.returncode == 1
     assert "ValueError: no such luck" in done.stderr and "jobs.py" in done.stderr
+    assert "src/taskbus" not in done.stderr
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_what_is_started_again_says_why(shell: Shell, workers: str) -> None:
+    done = shell.run("run", "tests.cli.jobs:crash", "-n", workers, "--auto-recover", "--max-retries", "1")
+    assert done.returncode == 1
+    who = "main" if workers == "1" else r"worker \d \(pid \d+\)"
+    told = (
+        rf"{who} failed \(ValueError: no such luck\); start 2 of it\nTraceback \(most recent call last\):\n.*jobs\.py"
+    )
+    assert re.search(told, done.stderr), done.stderr
     assert "src/taskbus" not in done.stderr
 
 

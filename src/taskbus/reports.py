@@ -1,0 +1,43 @@
+"""Why a ``main`` failed, in words that travel from a worker to its parent, and when they are worth repeating."""
+
+from __future__ import annotations
+
+import logging
+import os
+import traceback
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = ["Failure", "tell_restart"]
+
+log = logging.getLogger("taskbus")
+
+_LONGEST_REASON: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error as text: one line of it, and its traceback from the first frame that is not ours."""
+
+    reason: str
+    trace: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+        short = text if len(text) <= _LONGEST_REASON else f"{text[: _LONGEST_REASON - 3]}..."
+        return cls(short, "" if "joined" in vars(error) else _user_traceback(error))
+
+
+def tell_restart(who: str, failure: Failure, before: Failure | None, start: int) -> None:
+    """Log that ``main`` is started again; with the traceback, unless it is the one that was shown ``before``."""
+    is_news = failure.trace and failure != before
+    log.warning("%s; start %d of it%s", who, start, f"\n{failure.trace.rstrip()}" if is_news else "")
+
+
+def _user_traceback(error: BaseException) -> str:
+    ours = os.path.dirname(__file__)
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None and trace.tb_frame.f_code.co_filename.startswith(ours):
+        trace = trace.tb_next
+    return "".join(traceback.format_exception(error.with_traceback(trace)))
