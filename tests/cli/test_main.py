@@ -15,7 +15,7 @@ COMMANDS = ("run", "nodes", "tail", "emit", "wait", "finish", "reset", "runs", "
 
 def test_help_names_every_command_and_the_exit_codes(shell: Shell) -> None:
     text = shell.ok("--help")
-    for name in (*COMMANDS, "demo"):
+    for name in (*COMMANDS, "server", "demo"):
         assert re.search(rf"^ +{name} ", text, re.M)
     assert "exit codes" in text and "124" in text
 

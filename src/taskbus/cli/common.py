@@ -48,9 +48,10 @@ def add_command(
     help: str,
     examples: str,
     *,
+    of_bus: bool = True,
     of_run: bool = True,
 ) -> argparse.ArgumentParser:
-    """A subcommand with the options that all have; ``examples`` ends its help."""
+    """A subcommand with the options of those that need a bus, or a run on it; ``examples`` ends its help."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=help,
@@ -60,6 +61,8 @@ def add_command(
         allow_abbrev=False,
     )
     parser.set_defaults(command=command)
+    if not of_bus:
+        return parser
     parser.add_argument("--url", help="where the bus is, as redis://host:port/db (default: TASKBUS_URL)")
     parser.add_argument("--redis-host", metavar="HOST", help="instead of --url")
     parser.add_argument("--redis-port", metavar="PORT", type=int, help="instead of --url")
