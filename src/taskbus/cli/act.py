@@ -20,7 +20,11 @@ _EMIT = """\
   taskbus emit learning_rate '[0.001]'
   taskbus emit weights '[1, 2]' '{"k": 3}' --only-to 'collector*,node.0'
 
-ARGS is a JSON array, KWARGS a JSON object: listeners are called as fn(*ARGS, **KWARGS). Exits 0 when Redis has it."""
+  since=$(taskbus emit ask '[7]')             # and then for the answer, however fast it comes:
+  taskbus wait answer --since "$since" --timeout 60
+
+ARGS is a JSON array, KWARGS a JSON object: listeners are called as fn(*ARGS, **KWARGS). Exits 0 when Redis has it.
+Prints the moment just before, as an id: whatever is emitted from then on comes behind it."""
 
 _FINISH = """\
   taskbus finish                              # reason: stopped
@@ -70,8 +74,10 @@ def _emit(options: argparse.Namespace) -> int:
         raise ConfigError(f"event names that begin with 'taskbus.' are reserved, {options.event!r} was given")
     only_to = parse_globs(options.only_to) or ()
     with guest_of(options) as guest:
+        since = guest.now()
         guest.emit(options.event, args, kwargs, only_to=only_to, transient=options.transient)
         finish, nodes = guest.finished(), guest.nodes()
+    print(since, flush=True)  # before the notes, where both go to one place
     if finish is not None:
         note(f"run {guest.config.run_id!r} is finished already (by node {finish.node!r}: {finish.reason})")
     elif not nodes:

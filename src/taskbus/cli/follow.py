@@ -52,6 +52,8 @@ _WAIT = """\
   taskbus wait trained --since start --timeout 60       # counts too if it was emitted already
   event=$(taskbus wait evaluated --timeout 60) || exit  # in two steps: behind a pipe, `||` is about jq
   score=$(jq .kwargs.score <<< "$event")
+  since=$(taskbus emit ask '[7]')                       # the answer may come before the wait begins
+  taskbus wait answer --since "$since" --timeout 60
   taskbus wait --finish --timeout 3600                  # until the run is finished
 
 Prints the event as one line of JSON. EVENT may be a glob.
@@ -74,7 +76,10 @@ def add_to(commands: Commands) -> None:
 
 def _add_shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--since", metavar="WHEN", default="now", help="now (default), start (all that is kept), or an entry's id"
+        "--since",
+        metavar="WHEN",
+        default="now",
+        help="now (default), start (all that is kept), or an id: an event's, or what emit printed",
     )
     parser.add_argument(
         "--import",
