@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from taskbus.config import RouterConfig, check_timeout
 from taskbus.draining import GRACE, Draining, Terminated, patience
 from taskbus.errors import ConfigError, NodeIdTaken, NotStarted, RunFinished, TaskbusError, WorkerFailed
-from taskbus.reports import Failure, tell_restart
+from taskbus.reports import Failure, check_main, tell_restart
 from taskbus.router import Router, activate, active_router
 
 if TYPE_CHECKING:
@@ -153,8 +153,7 @@ class Plan:
 
         Raises ``WorkerFailed``, what ``main`` raised (one worker), or ``Terminated`` after a signal.
         """
-        if not callable(main):
-            raise ConfigError(f"main has to be callable, got {main!r}")
+        check_main(main)
         self.launched = time.time()
         with ExitStack() as stack:
             settings = dict(self.settings)

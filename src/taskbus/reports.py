@@ -1,18 +1,32 @@
-"""Why a ``main`` failed, in words that travel from a worker to its parent, and when they are worth repeating."""
+"""What is said of a ``main``: why it is refused, and why it failed, in words that travel from worker to parent."""
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import traceback
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["Failure", "tell_restart"]
+from taskbus.errors import ConfigError
+
+__all__ = ["Failure", "check_main", "tell_restart"]
 
 log = logging.getLogger("taskbus")
 
 _LONGEST_REASON: Final = 200
+
+
+def check_main(main: object) -> None:
+    """Refuse what cannot be called, and what would only return a coroutine."""
+    if not callable(main):
+        raise ConfigError(f"main has to be callable, got {main!r}")
+    if inspect.iscoroutinefunction(main) or inspect.iscoroutinefunction(type(main).__call__):
+        name = getattr(main, "__name__", "main")
+        raise ConfigError(
+            f"{name!r} is async, and nothing would await it: give a function that calls asyncio.run({name}())"
+        )
 
 
 @dataclass(frozen=True, slots=True)

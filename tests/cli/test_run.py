@@ -80,6 +80,12 @@ def test_a_file_is_refused_with_the_name_to_give_instead(shell: Shell) -> None:
         assert done.stderr == f"taskbus run: what to run is named as {meant}, not as {given!r}\n"
 
 
+def test_an_async_main_is_refused(shell: Shell) -> None:
+    done = shell.run("run", "tests.cli.jobs:wait_nowhere")
+    assert done.returncode == 2
+    assert done.stderr.startswith("taskbus run: 'wait_nowhere' is async") and done.stderr.count("\n") == 1
+
+
 def test_no_workers_are_refused_in_the_words_of_the_shell(shell: Shell) -> None:
     done = shell.run("run", "tests.cli.jobs:say", "-n", "0")
     assert (done.returncode, done.stderr) == (2, "taskbus run: -n must be at least 1, not 0\n")

@@ -20,6 +20,7 @@ from taskbus.config import RouterConfig
 from taskbus.draining import GRACE, Terminated
 from taskbus.errors import ConfigError, RunFinished, TaskbusError, WorkerFailed
 from taskbus.parallel import REFUSED, Parallel
+from taskbus.reports import check_main
 
 __all__ = ["add_to"]
 
@@ -148,6 +149,7 @@ def _load(options: argparse.Namespace) -> Callable[..., Any]:
         value = getattr(value, part, None)
     if not callable(value):
         raise ConfigError(f"module {module_name!r} has no function {name!r}")
+    check_main(value)
     return value  # type: ignore[no-any-return]
 
 
