@@ -78,6 +78,13 @@ def test_an_unreachable_redis_is_one_sentence_without_the_password(shell: Shell)
         assert said == "" and "127.0.0.1:9" in complaint and complaint.count("\n") == 1, command
 
 
+def test_a_server_that_is_no_sentinel_is_named(redis_server: RedisServer) -> None:
+    address = f"127.0.0.1:{redis_server.port}"
+    done = Shell("").run("nodes", "--url", f"redis+sentinel://{address}/main")
+    assert done.returncode == 1
+    assert done.stderr.endswith(f" {address} is no sentinel\n") and done.stderr.count("\n") == 1
+
+
 def test_the_output_may_be_cut_off_by_its_reader(shell: Shell) -> None:
     node = shell.node()
     for number in range(3000):
