@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from taskbus.config import RouterConfig, check_timeout
 from taskbus.draining import GRACE, Draining, Terminated, patience
 from taskbus.errors import ConfigError, NodeIdTaken, NotStarted, RunFinished, TaskbusError, WorkerFailed
-from taskbus.reports import Failure, check_main, tell_restart
+from taskbus.reports import Failure, check_main, prefix_logs, tell_restart
 from taskbus.router import Router, activate, active_router
 
 if TYPE_CHECKING:
@@ -191,6 +191,7 @@ class Start:
     grace: float
     launched: float
     attempt: int = 0
+    worker: int = 0
 
 
 def run_node(
@@ -290,7 +291,7 @@ class _Workers:
 
     def _start(self, number: int) -> None:
         ours, theirs = self._context.Pipe(duplex=False)
-        start = Start(self._plan.grace, self._plan.launched, self._attempts[number])
+        start = Start(self._plan.grace, self._plan.launched, self._attempts[number], number)
         arguments = (self._settings, self._plan.node_ids[number], self._job, start, theirs)
         process = self._context.Process(target=_work, args=arguments, name=f"taskbus-worker-{number}")
         process.start()
@@ -348,6 +349,7 @@ class _Workers:
 def _work(settings: dict[str, Any], node_id: str | None, job: tuple[Any, ...], start: Start, pipe: Connection) -> None:
     """A worker's whole life; the parent's death ends it as a SIGTERM does."""
     main, args, kwargs = job
+    prefix_logs(start.worker)
     try:
         run_node(settings, node_id, main, args, kwargs, start)
     except Terminated as ended:

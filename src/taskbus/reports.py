@@ -10,12 +10,30 @@ from dataclasses import dataclass
 from typing import Final
 
 from taskbus.errors import ConfigError
+from taskbus.router import active_router
 
-__all__ = ["Failure", "check_main", "tell_restart"]
+__all__ = ["Failure", "check_main", "prefix_logs", "tell_restart"]
 
 log = logging.getLogger("taskbus")
 
 _LONGEST_REASON: Final = 200
+
+
+def prefix_logs(worker: int | None = None) -> None:
+    """Have log lines begin with time, level and node, or worker, where the program sets up no logging of its own."""
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_Prefix(worker))
+
+
+class _Prefix(logging.Formatter):
+    def __init__(self, worker: int | None) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(who)s%(message)s", "%Y-%m-%d %H:%M:%S")
+        self._worker = "" if worker is None else f"worker {worker}: "
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        router = active_router()
+        record.who = self._worker if router is None else f"node {router.node_id}: "
+        return super().formatMessage(record)
 
 
 def check_main(main: object) -> None:
