@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from taskbus.cli import main
 from taskbus.testing import RedisServer
 from tests.cli.conftest import Shell
 
@@ -52,6 +53,15 @@ def test_a_command_without_any_url_says_how_to_give_one(shell: Shell) -> None:
     done = shell.run("nodes", env={"TASKBUS_URL": ""})
     assert done.returncode == 2
     assert "--url" in done.stderr and "TASKBUS_URL" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_urls_that_cannot_be_meant_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("nodes", "tail", "runs", "top", "emit x", "wait x", "finish", "reset x", "check", "doctor"):
+        assert main([*command.split(), "--url", "memory://x"]) == 2
+        assert "lives in one process" in capsys.readouterr().err
+    for command in ("nodes", "run tests.cli.jobs:say"):
+        assert main([*command.split(), "--url", ""]) == 2
+        assert "--url is empty" in capsys.readouterr().err
 
 
 def test_an_unreachable_redis_is_one_sentence_without_the_password(shell: Shell) -> None:
