@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from taskbus.cli import main
 from taskbus.testing import LinkedNodes, RedisServer, until
 from tests.cli.conftest import Shell
 
@@ -152,6 +153,13 @@ def test_what_is_no_frame_is_shown_as_such(shell: Shell) -> None:
         client.expire(f"taskbus:{{{shell.run_id}}}:events:x", 60)
     told = [json.loads(line) for line in shell.ok("tail", "--since", "start", "--no-follow", "--json").splitlines()]
     assert "not a frame" in told[-1]["problem"]
+
+
+@pytest.mark.parametrize("glob", ["a b", "a b*", "{a,b}*", "", "[a"])
+def test_what_no_event_matches_is_refused(capsys: pytest.CaptureFixture[str], glob: str) -> None:
+    for command in (["tail", "--event", glob], ["wait", glob]):
+        assert main(command) == 2
+        assert "A-Z a-z 0-9" in capsys.readouterr().err
 
 
 def test_nonsense_in_since_is_refused(shell: Shell) -> None:

@@ -7,6 +7,7 @@ import importlib
 import json
 import math
 import os
+import re
 import sys
 import threading
 import time
@@ -39,6 +40,7 @@ __all__ = ["add_to"]
 
 _LARGEST_SHOWN = 1 << 20
 _PAGE = 1.0
+_GLOB = re.compile(r"(?:[A-Za-z0-9_.:*?-]|\[!?\]?[^\]]*\])+\Z")
 
 _TAIL = """\
   taskbus tail                                # all that is emitted from now on; ends when the run is finished
@@ -89,6 +91,17 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="import this first, for the types that it registers",
     )
+
+
+def _check_glob(text: str) -> str:
+    """``text``, unless no name of an event can match it."""
+    if not set("*?[") & set(text):
+        return check_name("the name of an event", text)
+    if not _GLOB.match(text):
+        raise ConfigError(
+            f"no event matches {text!r}: names have characters of A-Z a-z 0-9 _ . : -, globs also * ? [ ]"
+        )
+    return text
 
 
 def _import(modules: list[str]) -> None:
@@ -157,9 +170,10 @@ def _pages(guest: Guest, follower: Follower, deadline: float, follow: bool) -> I
 
 
 def _tail(options: argparse.Namespace) -> int:
+    globs = [_check_glob(glob) for glob in options.event or ["*"]]
     _import(options.modules)
     with guest_of(options) as guest:
-        follower = Follower(guest, options.event or ["*"], options.since, 0 if options.json else _LARGEST_SHOWN)
+        follower = Follower(guest, globs, options.since, 0 if options.json else _LARGEST_SHOWN)
         names, width, missed = _Names(guest), 12, 0
         try:
             for page in _pages(guest, follower, math.inf, not options.no_follow):
@@ -184,8 +198,8 @@ def _wait(options: argparse.Namespace) -> int:
     if options.finish == (options.event is not None):
         raise ConfigError("give either the name of an event or --finish")
     deadline = time.monotonic() + options.timeout
-    if options.event is not None and not set("*?[") & set(options.event):
-        check_name("the name of an event", options.event)
+    if options.event is not None:
+        _check_glob(options.event)
     _import(options.modules)
     with guest_of(options) as guest:
         # The finish is an entry of no stream: it is looked for after every pause of the others.
