@@ -94,6 +94,13 @@ def test_reset_removes_all_of_a_finished_run_and_nothing_else(shell: Shell) -> N
         other.close()
 
 
+def test_reset_says_when_there_is_no_such_run(shell: Shell) -> None:
+    for arguments in (["--yes"], []):
+        done = shell.run("reset", shell.run_id, *arguments)
+        assert (done.returncode, done.stdout) == (0, "")
+        assert done.stderr.startswith(f"# there is no run {shell.run_id!r} on Redis at ")
+
+
 def test_reset_does_not_ask_where_nobody_answers(shell: Shell) -> None:
     shell.node()
     done = shell.run("reset", shell.run_id)

@@ -40,7 +40,13 @@ def test_wait_returns_when_the_event_comes(shell: Shell) -> None:
 def test_wait_exits_124_when_the_time_is_over(shell: Shell) -> None:
     done = shell.run("wait", "never", "--timeout", "0.2")
     assert (done.returncode, done.stdout) == (124, "")
-    assert "did not come within 0.2 s" in done.stderr and done.stderr.count("\n") == 1
+    hint, complaint = done.stderr.splitlines()
+    assert hint == f"# run {shell.run_id!r} has no live nodes and no events yet; waiting"
+    assert "did not come within 0.2 s" in complaint
+    shell.node()
+    assert shell.run("wait", "never", "--timeout", "0.2").stderr == f"{complaint}\n"
+    other = shell.run("tail", "--no-follow", "--run-id", "nosuch")
+    assert (other.stdout, other.stderr) == ("", "# run 'nosuch' has no live nodes and no events yet\n")
 
 
 def test_wait_exits_3_when_the_run_is_finished_before(shell: Shell) -> None:

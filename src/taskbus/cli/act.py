@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-from taskbus.bus.runs import remove_run
+from taskbus.bus.runs import holds_run, remove_run
 from taskbus.cli.common import FAILED, OK, Commands, add_command, clean, complain, guest_of, note
 from taskbus.config import check_name
 from taskbus.errors import ConfigError
@@ -38,7 +38,7 @@ _RESET = """\
   taskbus reset nightly --yes                 # does not
 
 Removes every key of the run, a finish included, so that its name can be used anew. Nodes that are still there join it
-again as if Redis had lost it: finish the run first."""
+again as if Redis had lost it: finish the run first. Exits 0, too, where there is no such run, and says so."""
 
 
 def add_to(commands: Commands) -> None:
@@ -100,6 +100,9 @@ def _finish(options: argparse.Namespace) -> int:
 
 def _reset(options: argparse.Namespace) -> int:
     with guest_of(options) as guest:
+        if not holds_run(guest):
+            note(f"there is no run {guest.config.run_id!r} on Redis at {guest.target.where}; nothing to remove")
+            return OK
         nodes = [node.id for node in guest.nodes()]
         who = f"{len(nodes)} live nodes ({', '.join(nodes)})" if nodes else "no live nodes"
         what = f"run {guest.config.run_id!r} on {guest.config.shown_url}, with {who}"

@@ -140,6 +140,13 @@ class _Names:
             yield from ((one.producer, str((one.kwargs or {}).get("node", "?"))) for one in found)
 
 
+def _hint(guest: Guest, follow: bool) -> None:
+    """Say so when nothing is there: the name of the run may be a slip."""
+    if not guest.streams() and not guest.nodes() and guest.finished() is None:
+        waiting = "; waiting" if follow else ""
+        note(f"run {guest.config.run_id!r} has no live nodes and no events yet{waiting}")
+
+
 def _pages(guest: Guest, follower: Follower, deadline: float, follow: bool) -> Iterator[list[Sighting]]:
     """What comes until the deadline, until the run is finished and all was read, or until all kept was read."""
     backoff = Backoff()
@@ -176,6 +183,7 @@ def _tail(options: argparse.Namespace) -> int:
         follower = Follower(guest, globs, options.since, 0 if options.json else _LARGEST_SHOWN)
         names, width, missed = _Names(guest), 12, 0
         try:
+            _hint(guest, not options.no_follow)
             for page in _pages(guest, follower, math.inf, not options.no_follow):
                 for sighting in page:
                     node = names.of(sighting)
@@ -205,6 +213,7 @@ def _wait(options: argparse.Namespace) -> int:
         # The finish is an entry of no stream: it is looked for after every pause of the others.
         follower, names = Follower(guest, [options.event or "taskbus.finish"], options.since), _Names(guest)
         try:
+            _hint(guest, follow=True)
             for page in _pages(guest, follower, deadline, follow=True):
                 print(as_json(page[0], names.of(page[0])))
                 return FAILED if page[0].problem else OK
