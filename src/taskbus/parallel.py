@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import random
 import signal
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -18,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 from taskbus.config import RouterConfig, check_timeout
 from taskbus.draining import GRACE, Draining, Terminated, patience
 from taskbus.errors import ConfigError, NodeIdTaken, NotStarted, RunFinished, TaskbusError, WorkerFailed
+from taskbus.reports import Failure, check_main, prefix_logs, tell_restart
 from taskbus.router import Router, activate, active_router
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.process import BaseProcess
 
-__all__ = ["REFUSED", "Parallel", "Plan", "run_node", "user_traceback"]
+__all__ = ["REFUSED", "Parallel", "Plan", "run_node"]
 
 log = logging.getLogger("taskbus")
 
@@ -154,8 +153,7 @@ class Plan:
 
         Raises ``WorkerFailed``, what ``main`` raised (one worker), or ``Terminated`` after a signal.
         """
-        if not callable(main):
-            raise ConfigError(f"main has to be callable, got {main!r}")
+        check_main(main)
         self.launched = time.time()
         with ExitStack() as stack:
             settings = dict(self.settings)
@@ -172,7 +170,7 @@ class Plan:
             return _Workers(self, settings, (main, args, kwargs)).run()
 
     def _run_here(self, settings: dict[str, Any], main: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        attempt = 0
+        attempt, told = 0, None
         while True:
             try:
                 start = Start(self.grace, self.launched, attempt)
@@ -181,7 +179,9 @@ class Plan:
                 if not self.auto_recover or attempt >= self.max_retries:
                     raise
                 attempt += 1
-                log.warning("main failed (%s: %s); start %d of it", type(error).__name__, error, attempt + 1)
+                failure = Failure.of(error)
+                tell_restart(f"main failed ({failure.reason})", failure, told, attempt + 1)
+                told = failure
 
 
 @dataclass(frozen=True)
@@ -191,6 +191,7 @@ class Start:
     grace: float
     launched: float
     attempt: int = 0
+    worker: int = 0
 
 
 def run_node(
@@ -255,7 +256,8 @@ class _Workers:
         self._wait = multiprocessing.connection.wait
         self._processes: dict[int, BaseProcess] = {}
         self._pipes: dict[int, Connection] = {}
-        self._last_words: dict[int, str | TaskbusError] = {}
+        self._last_words: dict[int, Failure | TaskbusError | None] = {}
+        self._told: dict[int, Failure] = {}
         self._attempts = [0] * plan.workers
         self._was_cut = False
 
@@ -289,7 +291,7 @@ class _Workers:
 
     def _start(self, number: int) -> None:
         ours, theirs = self._context.Pipe(duplex=False)
-        start = Start(self._plan.grace, self._plan.launched, self._attempts[number])
+        start = Start(self._plan.grace, self._plan.launched, self._attempts[number], number)
         arguments = (self._settings, self._plan.node_ids[number], self._job, start, theirs)
         process = self._context.Process(target=_work, args=arguments, name=f"taskbus-worker-{number}")
         process.start()
@@ -301,7 +303,7 @@ class _Workers:
         del self._processes[number]
         if number in self._pipes:
             _receive(self._pipes.pop(number))  # held open by a process of its own
-        why = self._last_words.pop(number, "")
+        why = self._last_words.pop(number, None)
         if not process.exitcode or process.exitcode == _WAS_CUT:
             self._was_cut = self._was_cut or process.exitcode == _WAS_CUT
             return
@@ -312,14 +314,17 @@ class _Workers:
             how = f"ended with exit code {process.exitcode}"
         if self._plan.auto_recover and self._attempts[number] < self._plan.max_retries:
             self._attempts[number] += 1
-            log.warning("%s %s; start %d of it", who, how, self._attempts[number] + 1)
+            failure = Failure.of(why) if isinstance(why, TaskbusError) else why or Failure("", "")
+            reason = f" ({failure.reason})" if failure.reason else ""
+            tell_restart(f"{who} {how}{reason}", failure, self._told.get(number), self._attempts[number] + 1)
+            self._told[number] = failure
             threading.Event().wait(random.uniform(0.05, 0.2) * min(20, self._attempts[number]))
             self._start(number)
             return
         if isinstance(why, TaskbusError):
             raise why
         raise WorkerFailed(
-            f"{who} {how}" + (f":\n\n{why}" if why else ""),
+            f"{who} {how}" + (f":\n\n{why.trace}" if why else ""),
             worker=number,
             node=node_id,
             pid=process.pid,
@@ -344,32 +349,24 @@ class _Workers:
 def _work(settings: dict[str, Any], node_id: str | None, job: tuple[Any, ...], start: Start, pipe: Connection) -> None:
     """A worker's whole life; the parent's death ends it as a SIGTERM does."""
     main, args, kwargs = job
+    prefix_logs(start.worker)
     try:
         run_node(settings, node_id, main, args, kwargs, start)
     except Terminated as ended:
         raise SystemExit(_WAS_CUT if ended.was_cut else 0) from None
     except Exception as error:  # noqa: BLE001 whatever it is, the parent raises it
         with suppress(OSError):  # the parent has ended, or it has heard of another one first
-            pipe.send(error if isinstance(error, TaskbusError) and "joined" in vars(error) else user_traceback(error))
+            pipe.send(error if "joined" in vars(error) else Failure.of(error))
         raise SystemExit(1) from None
 
 
-def user_traceback(error: BaseException) -> str:
-    """The traceback of ``error`` from the first frame that is not ours."""
-    ours = os.path.dirname(__file__)
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None and trace.tb_frame.f_code.co_filename.startswith(ours):
-        trace = trace.tb_next
-    return "".join(traceback.format_exception(error.with_traceback(trace)))
-
-
-def _receive(pipe: Connection) -> str | TaskbusError:
-    """Why the worker ended: a traceback, or what kept it from joining the run."""
+def _receive(pipe: Connection) -> Failure | TaskbusError | None:
+    """Why the worker ended: how its main failed, or what kept it from joining the run."""
     try:
-        why: str | TaskbusError = pipe.recv() if pipe.poll() else ""
+        why: Failure | TaskbusError | None = pipe.recv() if pipe.poll() else None
         return why
     except (EOFError, OSError):
-        return ""
+        return None
     finally:
         pipe.close()
 

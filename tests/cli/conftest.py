@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -89,6 +90,17 @@ class Shell:
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)
             process.communicate()
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """What a command changes in this process, where a test calls it here."""
+    logger, last = logging.getLogger("taskbus"), logging.lastResort
+    level, formatter = logger.level, None if last is None else last.formatter
+    yield
+    logger.setLevel(level)
+    if last is not None:
+        last.setFormatter(formatter)
 
 
 @pytest.fixture

@@ -52,6 +52,10 @@ def late() -> None:
         task.wait_for_nodes("nobody")
 
 
+async def wait_nowhere() -> None:
+    """Nobody would await it."""
+
+
 def crash() -> None:
     """Fail in the user's own code."""
     raise ValueError("no such luck")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import subprocess
@@ -21,13 +22,23 @@ def test_emit_reaches_the_listeners_and_nobody_joins_for_it(shell: Shell) -> Non
     node.sync()
     before = shell.keys()
     done = shell.run("emit", "weights", "[1, [2]]", '{"k": 3}')
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (done.returncode, done.stderr) == (0, "")
     shell.ok("emit", "weights", '["for collectors"]', "--only-to", "coll*")
     shell.ok("emit", "weights", '["for others"]', "--only-to", "learner")
     shell.ok("emit", "weights", '["brief"]', "--transient")
     until(lambda: len(heard) == 3, what="all three are heard")
     assert heard == [((1, [2]), {"k": 3}), (("for collectors",), {}), (("brief",), {})]
     assert {key.rpartition(b":")[2] for key in shell.keys() - before} == {b"weights"}
+
+
+def test_what_emit_prints_is_where_the_wait_for_an_answer_begins(shell: Shell) -> None:
+    node = shell.node()
+    node.emit("answer", "to an earlier question")
+    node.on("ask", lambda x: node.emit("answer", x + 1))
+    node.sync()
+    since = shell.ok("emit", "ask", "[7]")
+    told = json.loads(shell.ok("wait", "answer", "--since", since.strip(), "--timeout", "10"))
+    assert told["args"] == [8]
 
 
 @pytest.mark.parametrize("arguments", ["{1 {}", "[1] [2]", '{"a":1}', "[1] {"])
@@ -81,6 +92,13 @@ def test_reset_removes_all_of_a_finished_run_and_nothing_else(shell: Shell) -> N
         assert other.keys() == others
     finally:
         other.close()
+
+
+def test_reset_says_when_there_is_no_such_run(shell: Shell) -> None:
+    for arguments in (["--yes"], []):
+        done = shell.run("reset", shell.run_id, *arguments)
+        assert (done.returncode, done.stdout) == (0, "")
+        assert done.stderr.startswith(f"# there is no run {shell.run_id!r} on Redis at ")
 
 
 def test_reset_does_not_ask_where_nobody_answers(shell: Shell) -> None:

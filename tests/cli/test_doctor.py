@@ -66,6 +66,20 @@ def test_each_missing_right_is_named(redis_server: RedisServer) -> None:
     assert "SET, GET, EXISTS" in astray and astray.count("(on this run's keys)") == 1
 
 
+def test_a_user_without_any_command_is_told_all_that_are_missing(redis_server: RedisServer) -> None:
+    shell = Shell(redis_server.url)
+    with redis_server.client() as client:
+        prefix = f"taskbus:{{{shell.run_id}}}:*"
+        client.execute_command("ACL", "SETUSER", "alice", "on", ">pw", f"~{prefix}", "resetchannels", f"&{prefix}")
+    done = shell.run("doctor", "--url", f"redis://alice:pw@{redis_server.url.partition('//')[2]}")
+    found = told(done.stdout)
+    assert done.returncode == 1
+    assert found["reachable"][0] == "ok"
+    missing = set(re.findall(r"\b[A-Z]{3,}\b", found["rights"][1].partition(";")[0]))
+    assert missing == {probe[0] for probe in COMMANDS} - {"WAIT"} | {"SUBSCRIBE"}
+    assert found["clock"] == ("?", "TIME is refused")
+
+
 def test_a_user_who_sees_only_the_run_has_all_the_rights(redis_server: RedisServer) -> None:
     shell = Shell(redis_server.url)
     with redis_server.client() as client:

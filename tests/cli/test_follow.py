@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from taskbus.cli import main
 from taskbus.testing import LinkedNodes, RedisServer, until
 from tests.cli.conftest import Shell
 
@@ -39,7 +40,13 @@ def test_wait_returns_when_the_event_comes(shell: Shell) -> None:
 def test_wait_exits_124_when_the_time_is_over(shell: Shell) -> None:
     done = shell.run("wait", "never", "--timeout", "0.2")
     assert (done.returncode, done.stdout) == (124, "")
-    assert "did not come within 0.2 s" in done.stderr and done.stderr.count("\n") == 1
+    hint, complaint = done.stderr.splitlines()
+    assert hint == f"# run {shell.run_id!r} has no live nodes and no events yet; waiting"
+    assert "did not come within 0.2 s" in complaint
+    shell.node()
+    assert shell.run("wait", "never", "--timeout", "0.2").stderr == f"{complaint}\n"
+    other = shell.run("tail", "--no-follow", "--run-id", "nosuch")
+    assert (other.stdout, other.stderr) == ("", "# run 'nosuch' has no live nodes and no events yet\n")
 
 
 def test_wait_exits_3_when_the_run_is_finished_before(shell: Shell) -> None:
@@ -152,6 +159,13 @@ def test_what_is_no_frame_is_shown_as_such(shell: Shell) -> None:
         client.expire(f"taskbus:{{{shell.run_id}}}:events:x", 60)
     told = [json.loads(line) for line in shell.ok("tail", "--since", "start", "--no-follow", "--json").splitlines()]
     assert "not a frame" in told[-1]["problem"]
+
+
+@pytest.mark.parametrize("glob", ["a b", "a b*", "{a,b}*", "", "[a"])
+def test_what_no_event_matches_is_refused(capsys: pytest.CaptureFixture[str], glob: str) -> None:
+    for command in (["tail", "--event", glob], ["wait", glob]):
+        assert main(command) == 2
+        assert "A-Z a-z 0-9" in capsys.readouterr().err
 
 
 def test_nonsense_in_since_is_refused(shell: Shell) -> None:

@@ -156,6 +156,19 @@ def test_check_cannot_tell_while_redis_is_away(redis_server: RedisServer) -> Non
         assert done.stderr.startswith("taskbus check: cannot tell: Redis at ") and done.stderr.count("\n") == 1
 
 
+def test_a_check_that_redis_refuses_has_failed(redis_server: RedisServer) -> None:
+    shell = Shell(redis_server.url)
+    address = redis_server.url.partition("//")[2]
+    with redis_server.client() as client:
+        client.execute_command("ACL", "SETUSER", "narrow", "on", ">geheim", "~other:*", "+@all")
+        client.execute_command("ACL", "SETUSER", "default", "resetpass", ">secret")
+        refused = [shell.run("check", "--url", f"redis://{who}{address}") for who in ("", ":wrong@", "narrow:geheim@")]
+        client.execute_command("ACL", "SETUSER", "default", "nopass")
+    for done in refused:
+        assert done.returncode == 1
+        assert done.stderr.startswith("taskbus check: Redis at ") and done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("file", ["Dockerfile", "compose.yml", "kubernetes.yaml"])
 def test_the_containers_are_healthy_while_nobody_can_tell(file: str, tmp_path: Path) -> None:
     [command] = re.findall(r"taskbus check.*? -eq 4 \]", (ROOT / "docker" / file).read_text())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from taskbus.cli import main
 from taskbus.testing import RedisServer
 from tests.cli.conftest import Shell
 
@@ -15,7 +16,7 @@ COMMANDS = ("run", "nodes", "tail", "emit", "wait", "finish", "reset", "runs", "
 
 def test_help_names_every_command_and_the_exit_codes(shell: Shell) -> None:
     text = shell.ok("--help")
-    for name in (*COMMANDS, "demo"):
+    for name in (*COMMANDS, "server", "demo"):
         assert re.search(rf"^ +{name} ", text, re.M)
     assert "exit codes" in text and "124" in text
 
@@ -54,6 +55,15 @@ def test_a_command_without_any_url_says_how_to_give_one(shell: Shell) -> None:
     assert "--url" in done.stderr and "TASKBUS_URL" in done.stderr and done.stderr.count("\n") == 1
 
 
+def test_urls_that_cannot_be_meant_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("nodes", "tail", "runs", "top", "emit x", "wait x", "finish", "reset x", "check", "doctor"):
+        assert main([*command.split(), "--url", "memory://x"]) == 2
+        assert "lives in one process" in capsys.readouterr().err
+    for command in ("nodes", "run tests.cli.jobs:say"):
+        assert main([*command.split(), "--url", ""]) == 2
+        assert "--url is empty" in capsys.readouterr().err
+
+
 def test_an_unreachable_redis_is_one_sentence_without_the_password(shell: Shell) -> None:
     commands = (
         "nodes",
@@ -76,6 +86,13 @@ def test_an_unreachable_redis_is_one_sentence_without_the_password(shell: Shell)
         if command == "doctor":
             said, complaint = "", said.splitlines()[-1] + "\n"
         assert said == "" and "127.0.0.1:9" in complaint and complaint.count("\n") == 1, command
+
+
+def test_a_server_that_is_no_sentinel_is_named(redis_server: RedisServer) -> None:
+    address = f"127.0.0.1:{redis_server.port}"
+    done = Shell("").run("nodes", "--url", f"redis+sentinel://{address}/main")
+    assert done.returncode == 1
+    assert done.stderr.endswith(f" {address} is no sentinel\n") and done.stderr.count("\n") == 1
 
 
 def test_the_output_may_be_cut_off_by_its_reader(shell: Shell) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 from taskbus.cli import main
 from taskbus.testing import until
 from tests.cli.conftest import Shell
+
+TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
 
 
 def test_main_is_called_with_what_follows_the_dashes(shell: Shell) -> None:
@@ -52,7 +55,9 @@ def test_a_step_that_is_cut_is_told_and_exits_1(shell: Shell, workers: str, numb
     _, complaint = process.communicate(timeout=20)
     assert process.returncode == 1
     told = f"step 1 did not end within 0.5 s of {number.name} and was cut"
-    assert complaint.splitlines() == [told] * int(workers)
+    lines = complaint.splitlines()
+    assert len(lines) == int(workers)
+    assert all(re.fullmatch(rf"{TIME} ERROR node \d: {told}", line) for line in lines), lines
     until(lambda: left == ["cut"] * int(workers), what="the others are told")
     assert looker.finished is None
 
@@ -68,7 +73,8 @@ def test_a_second_signal_cuts_the_step_and_says_so(shell: Shell) -> None:
         process.wait(0.5)
     process.send_signal(signal.SIGTERM)
     _, complaint = process.communicate(timeout=20)
-    assert (process.returncode, complaint) == (1, "step 1 was cut by a second signal\n")
+    assert process.returncode == 1
+    assert re.fullmatch(rf"{TIME} ERROR node 1: step 1 was cut by a second signal\n", complaint)
 
 
 def test_a_file_is_refused_with_the_name_to_give_instead(shell: Shell) -> None:
@@ -77,6 +83,12 @@ def test_a_file_is_refused_with_the_name_to_give_instead(shell: Shell) -> None:
         done = shell.run("run", given)
         assert done.returncode == 2
         assert done.stderr == f"taskbus run: what to run is named as {meant}, not as {given!r}\n"
+
+
+def test_an_async_main_is_refused(shell: Shell) -> None:
+    done = shell.run("run", "tests.cli.jobs:wait_nowhere")
+    assert done.returncode == 2
+    assert done.stderr.startswith("taskbus run: 'wait_nowhere' is async") and done.stderr.count("\n") == 1
 
 
 def test_no_workers_are_refused_in_the_words_of_the_shell(shell: Shell) -> None:
@@ -118,6 +130,19 @@ def test_a_crash_exits_1_with_the_users_traceback_and_not_ours(shell: Shell, wor
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
+def test_what_is_started_again_says_why(shell: Shell, workers: str) -> None:
+    done = shell.run("run", "tests.cli.jobs:crash", "-n", workers, "--auto-recover", "--max-retries", "1")
+    assert done.returncode == 1
+    who = "main" if workers == "1" else r"worker \d \(pid \d+\)"
+    told = (
+        rf"{TIME} WARNING {who} failed \(ValueError: no such luck\); start 2 of it\n"
+        r"Traceback \(most recent call last\):\n.*jobs\.py"
+    )
+    assert re.search(told, done.stderr), done.stderr
+    assert "src/taskbus" not in done.stderr
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
 def test_what_keeps_workers_from_joining_is_one_sentence(shell: Shell, workers: str, tmp_path: Path) -> None:
     nobody = shell.run("run", "tests.cli.jobs:say", "-n", workers, env={"TASKBUS_URL": f"unix://{tmp_path}/nobody"})
     assert nobody.returncode == 1 and nobody.stdout == ""
@@ -144,7 +169,9 @@ def test_who_comes_to_a_finished_run_has_nothing_to_do_and_exits_0(shell: Shell,
     shell.node(node_id="a").finish("completed")
     done = shell.run("run", "tests.cli.jobs:late", "-n", workers)
     assert done.returncode == 0, done.stderr
-    assert "is finished already (by node 'a': completed)" in done.stderr
+    whose = "" if workers == "1" else r"worker \d: "
+    told = rf"^{TIME} WARNING {whose}run .* is finished already \(by node 'a': completed\)"
+    assert len(re.findall(told, done.stderr, re.M)) == int(workers)
     assert "Traceback" not in done.stderr
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,15 @@ def test_what_makes_no_sense_is_refused_with_a_sentence(given: dict[str, object]
 def test_several_workers_need_an_importable_main() -> None:
     with pytest.raises(ConfigError, match="importable"):
         Parallel.runner(2)(lambda: None)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_async_main_is_refused(workers: int, real_redis_url: str) -> None:
+    async def main(x: int) -> None: ...
+
+    for given in (main, partial(main, 1)):
+        with pytest.raises(ConfigError, match="is async, and nothing would await it"):
+            Parallel.runner(workers, real_redis_url)(given)
 
 
 def _start(job: str, workers: int, directory: Path) -> subprocess.Popen[str]:

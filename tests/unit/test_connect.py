@@ -104,4 +104,4 @@ def test_who_is_refused_on_his_own_machine_is_asked_whether_it_runs(where: str, 
 def test_a_missing_password_is_asked_for(said: str) -> None:
     error = explain(driver.AuthenticationError(said), "host:1")
     assert isinstance(error, BusDenied)
-    assert "needs a password, as in redis://:PASSWORD@HOST" in str(error)
+    assert str(error) == "Redis at host:1 needs a password, as in redis://:PASSWORD@HOST"

@@ -56,5 +56,5 @@ def test_what_a_forged_entry_took_up_of_the_numbering_is_no_step_back() -> None:
 
 @pytest.mark.parametrize("wrong", ["", "yesterday", "5", "5-", "-5", "5-x", 5, None])
 def test_what_is_no_point_to_begin_at_is_refused(wrong: object) -> None:
-    with pytest.raises(ConfigError, match="since must be"):
+    with pytest.raises(ConfigError, match=r"since must be .*'last' \(in the wait_for of a task\), or the id"):
         Cursor.since(wrong, (0, 0))  # type: ignore[arg-type]  # wrong on purpose

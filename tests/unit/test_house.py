@@ -39,6 +39,7 @@ HOUSE = [
     "presence",
     "task",
     "draining",
+    "reports",
     "parallel",
     "proxy",
     "until",

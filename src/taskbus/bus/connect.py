@@ -169,7 +169,8 @@ def explain(error: BaseException, where: str, what: str = "") -> BusError:
     if what:
         text = f"{text} (at {what})"
     if any(words in text for words in _NO_PASSWORD):
-        return BusDenied(f"Redis at {where} needs a password, as in redis://:PASSWORD@HOST: {text}", where=where)
+        how = "?sentinel_password=PASSWORD" if "no sentinel" in text else "redis://:PASSWORD@HOST"
+        return BusDenied(f"Redis at {where} needs a password, as in {how}", where=where)
     if any(words in text for words in _NO_DATABASE):
         return BusDenied(f"Redis at {where} has no such database: {text}", where=where)
     if isinstance(error, _DENIED) or any(words in text for words in _NO_RIGHT):

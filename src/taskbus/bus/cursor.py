@@ -54,8 +54,8 @@ class Cursor:
             return cls(joined)
         if not isinstance(since, str) or not (match := _ID.match(since)):
             raise ConfigError(
-                f"since must be 'now', 'start' or the id of an event such as '1718000000000-42', not {since!r}"
-                " ('last' is for the wait_for of a task)"
+                "since must be 'now', 'start', 'last' (in the wait_for of a task), or the id of an event such as "
+                f"'1718000000000-42', not {since!r}"
             )
         after = int(match[1]), int(match[2])
         cursor = cls((after[0], 0), after=after)

@@ -99,6 +99,11 @@ class Guest:
         keys = (self.keys.epoch, self.keys.finish, self.keys.streams, self.keys.nodes)
         return bool(self.calls.call(b"EXISTS", *keys))
 
+    def now(self) -> str:
+        """An entry id before all that is emitted from now on, for ``since``: Redis' clock, and no ordinal."""
+        seconds, micros = self.calls.call(b"TIME")
+        return f"{1000 * int(seconds) + int(micros) // 1000}-0"
+
     def sweep(self) -> list[str]:
         """Take the nodes whose lease ran out off the registry and tell the run, as a node does that waits for that."""
         gone = self._registry.sweep()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from taskbus.config import RouterConfig
     from taskbus.types import FinishInfo
 
-__all__ = ["RunInfo", "list_runs", "remove_run"]
+__all__ = ["RunInfo", "holds_run", "list_runs", "remove_run"]
 
 _RUN = re.compile(rb"taskbus:\{([^{}]+)\}:")
 _BATCH = 500
@@ -74,6 +74,11 @@ def _run(config: RouterConfig, now: int, keys: int, size: int | None) -> RunInfo
         began = epoch.partition(b"@")[2]
         age = max(0.0, now - int(began) / 1000) if began.isdigit() else None
         return RunInfo(config.run_id, len(guest.nodes()), keys, age, size, guest.finished())
+
+
+def holds_run(guest: Guest) -> bool:
+    """Whether there is any key of the guest's run."""
+    return any(_scan(guest.calls, f"{guest.keys.prefix}*"))
 
 
 def remove_run(guest: Guest) -> int:

@@ -69,7 +69,8 @@ class PrimaryConnection(redis.Connection):
             try:
                 address = self._ask(host, port)
             except driver.RedisError as error:
-                reasons.append(f"{host}:{port}: {error}")
+                is_other = "unknown command" in str(error).lower()
+                reasons.append(f"{host}:{port} is no sentinel" if is_other else f"{host}:{port}: {error}")
                 continue
             if address:
                 # The one that answered is asked first next time; the list is shared by all connections to this bus.

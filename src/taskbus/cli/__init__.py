@@ -10,14 +10,14 @@ import sys
 from collections.abc import Sequence
 
 from taskbus import __version__
-from taskbus.cli import act, check, doctor, follow, look, run, top
+from taskbus.cli import act, check, doctor, follow, look, run, server, top
 from taskbus.cli.common import FAILED, INTERRUPTED, OK, USAGE, complain
 from taskbus.errors import ConfigError, TaskbusError
 
 __all__ = ["main"]
 
 _EPILOG = """\
-two shells on one Redis:
+two shells on one Redis (`taskbus server` runs one):
   taskbus run job:main --labels learner                  # the first node of run "default"
   taskbus run job:main --labels collector -n 3           # three more
 and a third one that looks on:
@@ -25,8 +25,8 @@ and a third one that looks on:
   taskbus tail --event 'sample*'                         # what is emitted
   taskbus wait trained --since start --timeout 60        # for scripts: prints the event, or exits 124
 
-Every command takes --url (default: TASKBUS_URL) and, where it is about one run, --run-id (default: TASKBUS_RUN_ID,
-else "default"). `taskbus COMMAND --help` has examples.
+Every command but server takes --url (default: TASKBUS_URL) and, where it is about one run, --run-id (default:
+TASKBUS_RUN_ID, else "default"). `taskbus COMMAND --help` has examples.
 
 exit codes: 0 done; 1 failed; 2 wrong arguments; 3 the run finished before the event came (wait);
             4 cannot tell, Redis is away (check); 124 the time is over (wait); 130 Ctrl-C
@@ -103,6 +103,6 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="name", required=True)
     run.add_to(commands)
     commands.add_parser("demo", help="train a policy with several processes, and watch it", add_help=False)
-    for module in (look, follow, act, check, doctor, top):
+    for module in (server, look, follow, act, check, doctor, top):
         module.add_to(commands)
     return parser

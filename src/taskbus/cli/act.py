@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-from taskbus.bus.runs import remove_run
+from taskbus.bus.runs import holds_run, remove_run
 from taskbus.cli.common import FAILED, OK, Commands, add_command, clean, complain, guest_of, note
 from taskbus.config import check_name
 from taskbus.errors import ConfigError
@@ -20,7 +20,11 @@ _EMIT = """\
   taskbus emit learning_rate '[0.001]'
   taskbus emit weights '[1, 2]' '{"k": 3}' --only-to 'collector*,node.0'
 
-ARGS is a JSON array, KWARGS a JSON object: listeners are called as fn(*ARGS, **KWARGS). Exits 0 when Redis has it."""
+  since=$(taskbus emit ask '[7]')             # and then for the answer, however fast it comes:
+  taskbus wait answer --since "$since" --timeout 60
+
+ARGS is a JSON array, KWARGS a JSON object: listeners are called as fn(*ARGS, **KWARGS). Exits 0 when Redis has it.
+Prints the moment just before, as an id: whatever is emitted from then on comes behind it."""
 
 _FINISH = """\
   taskbus finish                              # reason: stopped
@@ -34,7 +38,7 @@ _RESET = """\
   taskbus reset nightly --yes                 # does not
 
 Removes every key of the run, a finish included, so that its name can be used anew. Nodes that are still there join it
-again as if Redis had lost it: finish the run first."""
+again as if Redis had lost it: finish the run first. Exits 0, too, where there is no such run, and says so."""
 
 
 def add_to(commands: Commands) -> None:
@@ -70,8 +74,10 @@ def _emit(options: argparse.Namespace) -> int:
         raise ConfigError(f"event names that begin with 'taskbus.' are reserved, {options.event!r} was given")
     only_to = parse_globs(options.only_to) or ()
     with guest_of(options) as guest:
+        since = guest.now()
         guest.emit(options.event, args, kwargs, only_to=only_to, transient=options.transient)
         finish, nodes = guest.finished(), guest.nodes()
+    print(since, flush=True)  # before the notes, where both go to one place
     if finish is not None:
         note(f"run {guest.config.run_id!r} is finished already (by node {finish.node!r}: {finish.reason})")
     elif not nodes:
@@ -94,6 +100,9 @@ def _finish(options: argparse.Namespace) -> int:
 
 def _reset(options: argparse.Namespace) -> int:
     with guest_of(options) as guest:
+        if not holds_run(guest):
+            note(f"there is no run {guest.config.run_id!r} on Redis at {guest.target.where}; nothing to remove")
+            return OK
         nodes = [node.id for node in guest.nodes()]
         who = f"{len(nodes)} live nodes ({', '.join(nodes)})" if nodes else "no live nodes"
         what = f"run {guest.config.run_id!r} on {guest.config.shown_url}, with {who}"

@@ -8,7 +8,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from taskbus.cli.common import FAILED, OK, UNKNOWN, Commands, add_command, ago, complain, guest_of
-from taskbus.errors import BusError
+from taskbus.errors import BusUnavailable
 
 if TYPE_CHECKING:
     from taskbus.types import NodeInfo
@@ -21,8 +21,8 @@ _EXAMPLES = """\
 
 Without --node-id or TASKBUS_NODE_ID it is about every node of this host whose process runs here. A node is healthy
 while its lease holds and its reader and its heartbeat both show signs of life: alive but deaf is unhealthy.
-exit codes: 0 healthy; 1 not, or no such node; 4 cannot tell, as Redis does not answer: nodes wait for it, with what
-they have still to write, so that they should not be restarted for it."""
+exit codes: 0 healthy; 1 not, no such node, or Redis refuses the password or the user; 4 cannot tell, as Redis does not
+answer: nodes wait for it, with what they have still to write, so that they should not be restarted for it."""
 
 
 def add_to(commands: Commands) -> None:
@@ -34,7 +34,7 @@ def add_to(commands: Commands) -> None:
 def _check(options: argparse.Namespace) -> int:
     try:
         return _judge(options)
-    except BusError as error:
+    except BusUnavailable as error:
         complain("check", f"cannot tell: {error}")
         return UNKNOWN
 

@@ -48,9 +48,10 @@ def add_command(
     help: str,
     examples: str,
     *,
+    of_bus: bool = True,
     of_run: bool = True,
 ) -> argparse.ArgumentParser:
-    """A subcommand with the options that all have; ``examples`` ends its help."""
+    """A subcommand with the options of those that need a bus, or a run on it; ``examples`` ends its help."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=help,
@@ -60,6 +61,8 @@ def add_command(
         allow_abbrev=False,
     )
     parser.set_defaults(command=command)
+    if not of_bus:
+        return parser
     parser.add_argument("--url", help="where the bus is, as redis://host:port/db (default: TASKBUS_URL)")
     parser.add_argument("--redis-host", metavar="HOST", help="instead of --url")
     parser.add_argument("--redis-port", metavar="PORT", type=int, help="instead of --url")
@@ -70,16 +73,21 @@ def add_command(
 
 def redis_url(options: argparse.Namespace) -> str | None:
     """The URL that was asked for: ``--url``, or made of ``--redis-host`` and ``--redis-port``."""
+    if options.url == "":
+        raise ConfigError("--url is empty: give one as redis://host:port/db, or leave it out for TASKBUS_URL")
     if options.redis_host is None and options.redis_port is None:
-        return options.url or None
+        return options.url  # type: ignore[no-any-return]
     if options.url:
         raise ConfigError("give --url, or --redis-host and --redis-port, not both")
     return f"redis://{options.redis_host or '127.0.0.1'}:{options.redis_port or 6379}"
 
 
 def config_of(options: argparse.Namespace, **settings: Any) -> RouterConfig:
-    """Settings from the options and the environment."""
-    return RouterConfig.from_env(url=redis_url(options), run_id=getattr(options, "run_id", None), **settings)
+    """Settings from the options and the environment, for who comes from outside."""
+    config = RouterConfig.from_env(url=redis_url(options), run_id=getattr(options, "run_id", None), **settings)
+    if config.url.startswith("memory://"):
+        raise ConfigError("memory:// lives in one process, and no other sees into it; give a redis:// URL")
+    return config
 
 
 def guest_of(options: argparse.Namespace, **settings: Any) -> Guest:

@@ -7,6 +7,7 @@ import importlib
 import json
 import math
 import os
+import re
 import sys
 import threading
 import time
@@ -39,6 +40,7 @@ __all__ = ["add_to"]
 
 _LARGEST_SHOWN = 1 << 20
 _PAGE = 1.0
+_GLOB = re.compile(r"(?:[A-Za-z0-9_.:*?-]|\[!?\]?[^\]]*\])+\Z")
 
 _TAIL = """\
   taskbus tail                                # all that is emitted from now on; ends when the run is finished
@@ -52,6 +54,8 @@ _WAIT = """\
   taskbus wait trained --since start --timeout 60       # counts too if it was emitted already
   event=$(taskbus wait evaluated --timeout 60) || exit  # in two steps: behind a pipe, `||` is about jq
   score=$(jq .kwargs.score <<< "$event")
+  since=$(taskbus emit ask '[7]')                       # the answer may come before the wait begins
+  taskbus wait answer --since "$since" --timeout 60
   taskbus wait --finish --timeout 3600                  # until the run is finished
 
 Prints the event as one line of JSON. EVENT may be a glob.
@@ -74,7 +78,10 @@ def add_to(commands: Commands) -> None:
 
 def _add_shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--since", metavar="WHEN", default="now", help="now (default), start (all that is kept), or an entry's id"
+        "--since",
+        metavar="WHEN",
+        default="now",
+        help="now (default), start (all that is kept), or an id: an event's, or what emit printed",
     )
     parser.add_argument(
         "--import",
@@ -84,6 +91,17 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="import this first, for the types that it registers",
     )
+
+
+def _check_glob(text: str) -> str:
+    """``text``, unless no name of an event can match it."""
+    if not set("*?[") & set(text):
+        return check_name("the name of an event", text)
+    if not _GLOB.match(text):
+        raise ConfigError(
+            f"no event matches {text!r}: names have characters of A-Z a-z 0-9 _ . : -, globs also * ? [ ]"
+        )
+    return text
 
 
 def _import(modules: list[str]) -> None:
@@ -122,6 +140,13 @@ class _Names:
             yield from ((one.producer, str((one.kwargs or {}).get("node", "?"))) for one in found)
 
 
+def _hint(guest: Guest, follow: bool) -> None:
+    """Say so when nothing is there: the name of the run may be a slip."""
+    if not guest.streams() and not guest.nodes() and guest.finished() is None:
+        waiting = "; waiting" if follow else ""
+        note(f"run {guest.config.run_id!r} has no live nodes and no events yet{waiting}")
+
+
 def _pages(guest: Guest, follower: Follower, deadline: float, follow: bool) -> Iterator[list[Sighting]]:
     """What comes until the deadline, until the run is finished and all was read, or until all kept was read."""
     backoff = Backoff()
@@ -152,11 +177,13 @@ def _pages(guest: Guest, follower: Follower, deadline: float, follow: bool) -> I
 
 
 def _tail(options: argparse.Namespace) -> int:
+    globs = [_check_glob(glob) for glob in options.event or ["*"]]
     _import(options.modules)
     with guest_of(options) as guest:
-        follower = Follower(guest, options.event or ["*"], options.since, 0 if options.json else _LARGEST_SHOWN)
+        follower = Follower(guest, globs, options.since, 0 if options.json else _LARGEST_SHOWN)
         names, width, missed = _Names(guest), 12, 0
         try:
+            _hint(guest, not options.no_follow)
             for page in _pages(guest, follower, math.inf, not options.no_follow):
                 for sighting in page:
                     node = names.of(sighting)
@@ -179,13 +206,14 @@ def _wait(options: argparse.Namespace) -> int:
     if options.finish == (options.event is not None):
         raise ConfigError("give either the name of an event or --finish")
     deadline = time.monotonic() + options.timeout
-    if options.event is not None and not set("*?[") & set(options.event):
-        check_name("the name of an event", options.event)
+    if options.event is not None:
+        _check_glob(options.event)
     _import(options.modules)
     with guest_of(options) as guest:
         # The finish is an entry of no stream: it is looked for after every pause of the others.
         follower, names = Follower(guest, [options.event or "taskbus.finish"], options.since), _Names(guest)
         try:
+            _hint(guest, follow=True)
             for page in _pages(guest, follower, deadline, follow=True):
                 print(as_json(page[0], names.of(page[0])))
                 return FAILED if page[0].problem else OK

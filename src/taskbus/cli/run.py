@@ -20,6 +20,7 @@ from taskbus.config import RouterConfig
 from taskbus.draining import GRACE, Terminated
 from taskbus.errors import ConfigError, RunFinished, TaskbusError, WorkerFailed
 from taskbus.parallel import REFUSED, Parallel
+from taskbus.reports import check_main, prefix_logs
 
 __all__ = ["add_to"]
 
@@ -83,6 +84,7 @@ def _run(options: argparse.Namespace) -> int:
         raise ConfigError(f"-n must be at least 1, not {options.workers}")
     if options.workers > 1 and not options.node_ids and RouterConfig.from_env().node_id is not None:
         raise ConfigError(f"TASKBUS_NODE_ID names one node, and {options.workers} are asked for: give --node-ids")
+    prefix_logs()
     run = Parallel.runner(
         options.workers,
         redis_url=redis_url(options),
@@ -148,6 +150,7 @@ def _load(options: argparse.Namespace) -> Callable[..., Any]:
         value = getattr(value, part, None)
     if not callable(value):
         raise ConfigError(f"module {module_name!r} has no function {name!r}")
+    check_main(value)
     return value  # type: ignore[no-any-return]
 
 
