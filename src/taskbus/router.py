@@ -290,7 +290,7 @@ class Router(Meetings):
 
     def unsubscribe(self, sink: Sink) -> None:
         """Detach ``sink``."""
-        if self._life is not None:
+        if self._life is not None and not self._life.is_stopped:
             self._life.unsubscribe(sink)
 
     def attend(self, waiter: Waiter, deadline: float) -> Event | None:

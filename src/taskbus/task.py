@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import sys
 import threading
 from fnmatch import fnmatchcase
@@ -52,6 +53,7 @@ class Task(Presence, Steps):
         self._owns_link = False
         self._forget: list[Callable[[], None]] = []
         self._finish = False
+        self._pid = 0
         self._listeners: WeakSet[Listener] = WeakSet()
         self._names: set[str] = set()
         self._waits = Waits(NOT_STARTED)
@@ -89,7 +91,7 @@ class Task(Presence, Steps):
             self._listeners = WeakSet()
             self._join(router or self._router or _process_router() or Standalone(), given, async_mode)
             self._open_steps(Context() if ctx is None else ctx, async_mode, n_async_workers, self._waits)
-            self.running = True
+            self.running, self._pid = True, os.getpid()
         return self
 
     def _join(self, link: Link, given: frozenset[str], async_mode: bool) -> None:
@@ -142,6 +144,9 @@ class Task(Presence, Steps):
                 return
             self.running, self._is_stopping = False, True
         link, leaves, self._leaving = self._link, self._leaving, True
+        if self._pid != os.getpid():  # threads, connections and locks are those of the process it was forked from
+            self._link, self._is_stopping = NOT_STARTED, False
+            return
         now = monotonic()
         deadline = now + STOP_TIMEOUT
         try:

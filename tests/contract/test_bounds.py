@@ -105,11 +105,14 @@ def test_every_key_has_a_time_to_live_while_the_run_goes_on_and_after_it(
 
 
 @pytest.mark.alone
-def test_an_idle_node_costs_at_most_one_command_a_second(redis_server: RedisServer) -> None:
-    """Commands inside scripts count."""
+@pytest.mark.parametrize(("more", "rate"), [((), 1.0), (("taskbus.node_left",), 1.3)])
+def test_an_idle_node_costs_at_most_one_command_a_second(
+    more: tuple[str, ...], rate: float, redis_server: RedisServer
+) -> None:
+    """Commands inside scripts count; who watches the others has to look after them, too."""
     with redis_server.client() as client, Router(redis_server.url, labels={"a", "b"}) as router:
         task = Task().start(router=router)
-        for event in ("x", "y", "z", "taskbus.node_left"):
+        for event in ("x", "y", "z", *more):
             task.on(event, Collected())
         task.wait_for("answer", timeout=0, since="last")
 
@@ -119,7 +122,7 @@ def test_an_idle_node_costs_at_most_one_command_a_second(redis_server: RedisServ
         began, before = commands()
         until(lambda: time.monotonic() > began + 12, 20)
         ended, after = commands()
-        assert after - before - 1 <= ended - began + 2
+        assert after - before - 1 <= rate * (ended - began) + 2
         task.request_leave()
         task.stop()
 

@@ -81,28 +81,31 @@ def exits(url: str, run_id: str, how: str) -> None:
 
 def forks(url: str, run_id: str, rounds: str) -> None:
     """Forks while the reader is blocked and events flow; each child tries to use the bus, and exits in its own way."""
-    with Router(url, run_id=run_id, node_id="parent") as router:
+    with Router(url, run_id=run_id, node_id="parent") as router, Task().start(router=router) as task:
         heard: list[int] = []
         router.on("back", heard.append)
+        task.wait_for("never", timeout=0, since="last")
         refused = 0
         for number in range(int(rounds)):
             router.emit("numbers", number)
             pid = os.fork()
             if not pid:
-                child(router, number)
+                child(router, task, number)
             refused += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
             router.emit("back", number)
         router.sync()
         deadline = time.monotonic() + 10
         while len(heard) < int(rounds) and time.monotonic() < deadline:
             threading.Event().wait(0.01)
+        task.request_leave()
         say(refused=refused, heard=heard, nodes=[node.id for node in router.nodes()], stats=router.stats().emitted)
 
 
-def child(router: Router, number: int) -> None:
+def child(router: Router, task: Task, number: int) -> None:
     """Never returns; ends with 7 when every use of the parent's router says that it is the parent's."""
     right = True
-    for use in (lambda: router.emit("numbers", -1), lambda: router.on("x", print), router.sync, router.nodes):
+    wait = lambda: task.wait_for("never", timeout=1, since="last")  # noqa: E731
+    for use in (lambda: router.emit("numbers", -1), lambda: router.on("x", print), router.sync, router.nodes, wait):
         try:
             use()
             right = False
@@ -110,8 +113,10 @@ def child(router: Router, number: int) -> None:
             right = right and "forked" in str(error)
     right = right and not router.is_active and router.stop() == 0
     if number % 10 == 0:  # a fresh start is allowed
-        with Router(router.config.url, run_id=router.config.run_id, node_id="child") as own, Task().start(router=own):
+        config = router.config
+        with Router(config.url, run_id=config.run_id, node_id="child") as own, Task().start(router=own) as other:
             own.emit("fresh", number)
+            other.request_leave()  # or it would finish the run
     if number % 2:
         os._exit(7 if right else 1)
     sys.exit(7 if right else 1)  # with everything that runs at an exit

@@ -12,7 +12,7 @@ import pytest
 
 from taskbus import Router
 from taskbus.bus.keys import Keys
-from taskbus.errors import NodeIdTaken
+from taskbus.errors import Fenced, NodeIdTaken
 from taskbus.frame import unpack
 from taskbus.testing import RedisServer, until
 from tests.faults.conftest import MakeNode, MakeProcess, scaled
@@ -95,6 +95,22 @@ def test_p0_30_a_paused_owner_that_was_replaced_is_fenced(
     if rival == "stays":
         assert [node.id for node in replacement.router.nodes()] == ["x"], "the fenced one does not take it along"
     replacement.stop()
+
+
+def test_p0_30_a_node_whose_place_was_taken_finishes_nothing_although_nobody_has_told_it(
+    redis_server: RedisServer, run_id: str
+) -> None:
+    """As after a pause: its finish is the first thing that it says."""
+    old = Router(redis_server.url, run_id=run_id, node_id="x", heartbeat=60.0, lease=200.0).start()
+    with redis_server.client() as client:
+        client.delete(Keys(run_id).node("x"))
+        new = Router(redis_server.url, run_id=run_id, node_id="x")
+        old.life.reader.stop(0.0)  # which the claim would tell
+        with new, pytest.raises(Fenced, match="belongs to process"):
+            old.finish("too late")
+        assert not client.exists(Keys(run_id).finish)
+    assert old.finished is None
+    old.stop()
 
 
 def starts(node: Node) -> bool:

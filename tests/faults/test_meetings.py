@@ -9,7 +9,7 @@ import pytest
 
 from taskbus.errors import WaitTimeout
 from taskbus.testing import RedisServer, until
-from tests.faults.conftest import FAST, MakeNode
+from tests.faults.conftest import BUSY, FAST, MakeNode
 from tests.faults.node import Node
 
 
@@ -37,6 +37,18 @@ def test_a_barrier_and_a_wait_for_nodes_outlast_redis_being_away(
         meeting.result(10)
         nodes("c", labels={"c"}, **FAST)
         assert [node.id for node in company.result(10)] == ["c"]
+
+
+@pytest.mark.parametrize("fault", ["killed", "frozen"])
+def test_a_meeting_is_over_in_time_while_redis_is_away(fault: str, redis_server: RedisServer, nodes: MakeNode) -> None:
+    a = nodes("a")
+    redis_server.kill() if fault == "killed" else redis_server.freeze()
+    for meet in (lambda: a.router.wait_for_nodes(None, 2, 0.5), lambda: a.router.barrier("x", 2, 0.5)):
+        began = time.monotonic()
+        with pytest.raises(WaitTimeout):
+            meet()
+        assert time.monotonic() - began < 1.2 + BUSY, "as long as one call may take at the most, 5 s, is too long"
+    redis_server.start() if fault == "killed" else redis_server.thaw()
 
 
 def test_a_lost_answer_at_a_barrier_is_no_second_arrival(redis_server: RedisServer, nodes: MakeNode) -> None:

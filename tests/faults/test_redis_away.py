@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import resource
 import shutil
@@ -216,13 +217,17 @@ def test_p0_08_a_lost_reply_writes_one_entry(
     assert a.router.stats().suppressed == shots
 
 
-@pytest.mark.parametrize("life", ["idle", "at work"])
-@pytest.mark.parametrize("whom", ["reader", "channels", "heart", "all"])
+@pytest.mark.parametrize(
+    ("whom", "life"),
+    [*itertools.product(["reader", "channels", "heart", "all"], ["idle", "at work"]), ("channels", "watches others")],
+)
 def test_p0_09_a_peer_that_is_silently_gone(
     whom: str, life: str, redis_server: RedisServer, proxy: Proxy, nodes: MakeNode, run_id: str
 ) -> None:
     """No FIN, no RST, no traffic from outside: each connection's silence is noticed, and replaced."""
     a, b = nodes("a", "numbers", url=proxy.url), nodes("b", "numbers")
+    if life == "watches others":
+        a.router.on("taskbus.node_left", print)
     with Steps(a) if life == "at work" else nullcontext():
         silently_gone(whom, a, b, redis_server, proxy, run_id)
 

@@ -96,6 +96,23 @@ def test_p0_23_a_router_stops_in_time(
         redis_server.thaw()
 
 
+@pytest.mark.parametrize("fault", ["killed", "frozen long ago"])
+def test_p0_23_a_task_that_takes_its_labels_off_stops_in_time_and_they_do_not_stay(
+    fault: str, redis_server: RedisServer, proxy: Proxy, run_id: str
+) -> None:
+    with Router(proxy.url, run_id=run_id, heartbeat=0.3) as router:
+        task = Task().start(router=router, labels="passing")
+        task.request_leave()
+        hurt(fault, redis_server, proxy)
+        assert seconds(task.stop) <= STOP + ALLOWANCE
+        if not redis_server.alive:
+            redis_server.start()
+        redis_server.thaw()
+        with redis_server.client() as client:
+            until(lambda: client.hget(f"taskbus:{{{run_id}}}:node:{router.node_id}", "labels") == b"", 5)
+            assert not client.exists(f"taskbus:{{{run_id}}}:label:passing")
+
+
 @pytest.mark.parametrize("fault", ["none", "killed", "frozen long ago", "black hole", "full", "listener hangs"])
 def test_p0_23_a_task_stops_in_time(fault: str, redis_server: RedisServer, proxy: Proxy, run_id: str) -> None:
     task = Task().start(router=Router(proxy.url, run_id=run_id))

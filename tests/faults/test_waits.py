@@ -278,6 +278,26 @@ def test_a_wait_in_the_past_is_over_in_time_whatever_the_payloads_there_take(
         proxy.heal()
 
 
+def test_a_payload_that_takes_longer_than_any_call_arrives_and_its_reader_is_well_meanwhile(
+    redis_server: RedisServer, proxy: Proxy, run_id: str
+) -> None:
+    with (
+        Router(proxy.url, run_id=run_id, op_timeout=1.0, block=0.5) as reader,
+        Router(redis_server.url, run_id=run_id) as other,
+    ):
+        heard: list[int] = []
+        reader.on("x", lambda value: heard.append(len(value)))
+        proxy.throttle(1_000_000)
+        other.emit("x", bytes(5_000_000))
+        other.sync()
+        healthy = [True]
+        until(lambda: healthy.append(reader.stats().healthy) or heard, 20)  # type: ignore[func-returns-value]
+        assert heard == [5_000_000]
+        assert all(healthy)
+        assert reader.stats().reconnects == 0
+        proxy.heal()
+
+
 def test_what_others_are_told_is_nothing_that_a_wait_has_missed(
     start_task: StartTask, redis_server: RedisServer, run_id: str
 ) -> None:
