@@ -66,7 +66,7 @@ class Story:
     def _starts(self) -> None:
         self._say("the learner starts; the others wait for its health check, as in docker/compose.yml")
         host = self._start("learner", "learner")
-        self._until(20.0, lambda: not self._maker.health(host, _RUN), "the learner is healthy")
+        self._until(60.0, lambda: not self._maker.health(host, _RUN), "the learner is healthy")
         for name in ("collector-1", "collector-2"):
             self._start("collector", name)
 
@@ -86,8 +86,8 @@ class Story:
             self._host(name).unplug()
         self._host("collector-2").kill()
         self._check(self._containers["collector-2"].wait(5.0) == 137, "collector-2's process is gone, exit code 137")
-        self._until(15.0, lambda: not away & self._names(), "all three left the registry")
-        self._until(5.0, lambda: set(ids.values()) <= set(self._left), "taskbus.node_left named them")
+        self._until(30.0, lambda: not away & self._names(), "all three left the registry")
+        self._until(15.0, lambda: set(ids.values()) <= set(self._left), "taskbus.node_left named them")
         self._check(not self._containers["collector-1"].ended, "collector-1 still runs and tries to come back")
         why = self._maker.health(self._host("collector-1"), _RUN)
         self._check(bool(why), f"its health check sees that: {why}")
@@ -96,12 +96,12 @@ class Story:
     def _comes_back(self) -> None:
         self._say("collector-1's network is back")
         self._host("collector-1").plug()
-        self._until(10.0, lambda: "collector-1" in self._names(), "collector-1 is on the run again, by itself")
+        self._until(30.0, lambda: "collector-1" in self._names(), "collector-1 is on the run again, by itself")
         step = self._node("collector-1").step
         same = self._node("collector-1").id == self._ids["collector-1"]
         self._check(same, f"as node {self._ids['collector-1']}, as before")
-        self._until(20.0, lambda: self._node("collector-1").step > step, "it goes on with its steps")
-        self._until(10.0, lambda: not self._maker.health(self._host("collector-1"), _RUN), "and is healthy")
+        self._until(60.0, lambda: self._node("collector-1").step > step, "it goes on with its steps")
+        self._until(30.0, lambda: not self._maker.health(self._host("collector-1"), _RUN), "and is healthy")
 
     def _is_replaced(self) -> None:
         self._say("collector-2's host is back, its container starts again; collector-5 is new: they get free ids")
@@ -110,7 +110,7 @@ class Story:
         self._all_here("collector-2", "collector-5")
         self._say("collector-3's network is back too")
         self._host("collector-3").plug()
-        code = self._containers["collector-3"].wait(15.0)
+        code = self._containers["collector-3"].wait(30.0)
         self._check(code == 1, f"its id is somebody else's now: it writes nothing more and ends, exit code {code}")
         self._say("restart: on-failure")
         self._start("collector", "collector-3")
@@ -131,16 +131,17 @@ class Story:
         for name in gone:
             code, seconds = self._containers[name].stop(self._node(name).pid, 15.0)
             self._check(code == 0, f"{name} ended its step and left within {seconds:.1f} s, exit code {code}")
-        self._until(2.0, lambda: not self._names() & set(gone), "they are off the registry")
+        self._until(5.0, lambda: not self._names() & set(gone), "they are off the registry")
         self._check(self._onlooker.finished is None, "the run is not finished by that")
         self._trains("the collectors that stayed")
 
     def _ends(self) -> None:
         for node in self._nodes():
             self._check(node.missed == 0, f"{node.host} missed no event ({node.reconnects} reconnects)")
-        self._say("collector-1 is cut off again, and an evaluator starts, which finishes the run when it is solved")
-        self._host("collector-1").unplug()
+        self._say("an evaluator starts, which finishes the run when it is solved, and collector-1 is cut off again")
         self._start("evaluator", "evaluator")
+        self._all_here("evaluator")  # before the id of collector-1 is free
+        self._host("collector-1").unplug()
         try:
             self._until(_SOLVED_WITHIN, lambda: self._onlooker.finished, "the evaluator has finished the run")
         except Broken:
@@ -151,18 +152,18 @@ class Story:
         if self._evaluation:
             self._say(f"  the last evaluation: {self._evaluation}")
         for name in ("learner", "evaluator", "collector-2"):
-            code = self._containers[name].wait(10.0)
+            code = self._containers[name].wait(30.0)
             self._check(code == 0, f"{name} sees the finish and ends, exit code {code}")
         self._check(not self._containers["collector-1"].ended, "collector-1 has heard nothing of it yet")
         self._host("collector-1").plug()
-        code = self._containers["collector-1"].wait(15.0)
+        code = self._containers["collector-1"].wait(30.0)
         self._check(code == 0, f"its network is back: collector-1 sees the finish too, exit code {code}")
 
     def _is_over_for_those_who_come_late(self) -> None:
         self._say("a collector that starts after the end, as an engine would start it again")
         began = monotonic()
         late = self._start("collector", "late")
-        code = self._containers[late.name].wait(15.0)
+        code = self._containers[late.name].wait(30.0)
         self._check(code == 0, f"it ends before its first step, exit code {code}, after {monotonic() - began:.1f} s")
 
     def _runs_again(self) -> None:
@@ -170,11 +171,11 @@ class Story:
         with Router(self._url, run_id=_SECOND_RUN, node_id="onlooker", labels="onlooker") as router:
             for service, name in (("learner", "learner"), ("collector", "collector-1")):
                 self._start(service, name, _SECOND_RUN)
-            self._until(20.0, lambda: len(router.nodes(["learner", "collector"])) == 2, "both nodes are on it")
+            self._until(60.0, lambda: len(router.nodes(["learner", "collector"])) == 2, "both nodes are on it")
             self._say("  and it is finished from a shell")
             router.finish("stopped")
             for name in ("learner", "collector-1"):
-                code = self._containers[name].wait(10.0)
+                code = self._containers[name].wait(30.0)
                 self._check(code == 0, f"{name} ends, exit code {code}")
 
     def _leaves_nothing_behind(self) -> None:
@@ -210,11 +211,11 @@ class Story:
         return next(node for node in self._nodes() if node.host == name)
 
     def _all_here(self, *names: str) -> None:
-        self._until(20.0, lambda: set(names) <= self._names(), f"on the run: {', '.join(names)}")
+        self._until(60.0, lambda: set(names) <= self._names(), f"on the run: {', '.join(names)}")
 
     def _trains(self, who: str) -> None:
         before = self._steps
-        self._until(15.0, lambda: self._steps > before, f"the training goes on with {who}")
+        self._until(60.0, lambda: self._steps > before, f"the training goes on with {who}")
 
     def _heard_progress(self, steps: int, **rest: object) -> None:
         self._steps = max(self._steps, steps)
