@@ -33,7 +33,7 @@ __all__ = ["VERSION", "Frame", "body_size", "events", "pack", "pack_blob", "unpa
 
 VERSION = 1
 _MAGIC = b"\xf5tbf"
-_SIGNED, _BESIDE = 1, 2
+_SIGNED, _BESIDE, _ELSEWHERE = 1, 2, 4
 _ALIGN = 16
 _DIGEST = 32
 # magic, version, CRC of the rest
@@ -54,7 +54,7 @@ class Frame:
 
     ``first`` is the sequence number of its first event, counted by the producer for this stream from 1. ``blob`` is the
     id of the value that holds the body (``blob_size`` bytes), or ``None``. ``signed``: there was a secret to check the
-    signature with, and it was right.
+    signature with, and it was right. ``elsewhere``: it is for all nodes but the one that emitted it.
     """
 
     producer: str
@@ -68,6 +68,7 @@ class Frame:
     buffers: int
     crc: int
     digest: bytes | None
+    elsewhere: bool
 
     @property
     def signed(self) -> bool:
@@ -90,6 +91,7 @@ def pack(
     buffers: Sequence[memoryview] = (),
     *,
     only_to: Sequence[str] = (),
+    elsewhere: bool = False,
     secret: bytes | None = None,
     scope: str = "",
 ) -> bytes:
@@ -98,7 +100,7 @@ def pack(
     ``scope`` is where the frame belongs (its stream's key): it does not travel, but the signature covers it.
     """
     parts = _body(text, buffers)
-    header = _header(producer, first, count, text, buffers, parts, "", only_to, secret, scope)
+    header = _header(producer, first, count, text, buffers, parts, "", only_to, elsewhere, secret, scope)
     return b"".join((header, *parts))
 
 
@@ -111,12 +113,13 @@ def pack_blob(
     blob: str,
     count: int = 1,
     only_to: Sequence[str] = (),
+    elsewhere: bool = False,
     secret: bytes | None = None,
     scope: str = "",
 ) -> tuple[bytes, list[_Bytes]]:
     """A frame that names ``blob``, and the chunks of that value, in which no buffer was copied."""
     parts = _body(text, buffers)
-    return _header(producer, first, count, text, buffers, parts, blob, only_to, secret, scope), parts
+    return _header(producer, first, count, text, buffers, parts, blob, only_to, elsewhere, secret, scope), parts
 
 
 def unpack(data: bytes | memoryview, *, max_size: int, secret: bytes | None = None, scope: str = "") -> Frame:
@@ -151,7 +154,7 @@ def unpack(data: bytes | memoryview, *, max_size: int, secret: bytes | None = No
     digest = _verify(data, flags, start, secret, scope) if secret is not None else None
     if size > max_size or found - start != (0 if flags & _BESIDE else size):
         raise _wrong_size(found - start, size, flags, max_size)
-    if flags & ~(_SIGNED | _BESIDE) or (not flags & _BESIDE) != (not ids) or data[end:signed] != zeros:
+    if flags & ~(_SIGNED | _BESIDE | _ELSEWHERE) or (not flags & _BESIDE) != (not ids) or data[end:signed] != zeros:
         raise _malformed("flags that do not fit together")
     if first < 1 or not 0 < 3 * count <= text_size or 8 * buffers + text_size > size or not 0 < names <= _MAX_NAME:
         raise _malformed("numbers that cannot be")
@@ -163,7 +166,9 @@ def unpack(data: bytes | memoryview, *, max_size: int, secret: bytes | None = No
     only_to = _read_globs(data[listed:end]) if globs else ()
     # A text alone is copied sooner than a view on it is made.
     body = memoryview(data)[start:] if buffers else data[start:]
-    return Frame(producer, first, count, only_to, body, blob, size if ids else 0, text_size, buffers, crc, digest)
+    size = size if ids else 0
+    elsewhere = flags >= _ELSEWHERE
+    return Frame(producer, first, count, only_to, body, blob, size, text_size, buffers, crc, digest, elsewhere)
 
 
 def events(
@@ -246,6 +251,7 @@ def _header(
     parts: Sequence[_Bytes],
     blob: str,
     only_to: Sequence[str],
+    elsewhere: bool,
     secret: bytes | None,
     scope: str,
 ) -> bytes:
@@ -253,7 +259,7 @@ def _header(
     globs = _pack_globs(only_to) if only_to else b""
     assert 0 < len(names) <= _MAX_NAME, producer
     assert len(ids) <= _MAX_BLOB, blob
-    flags = (_SIGNED if secret is not None else 0) | (_BESIDE if blob else 0)
+    flags = (_SIGNED if secret is not None else 0) | (_BESIDE if blob else 0) | (_ELSEWHERE if elsewhere else 0)
     crc = 0
     for part in parts[:2] if blob else parts:
         crc = crc32(part, crc)

@@ -104,7 +104,7 @@ def test_waiters_end_too_when_it_is_a_write_that_shows_that(start_task: StartTas
     a._link.on_leave(lambda: left.append("asked to leave"))
     with ThreadPoolExecutor(1) as pool:
         wait = pool.submit(a.wait_for, "x")
-        until(lambda: a._link.loop.sinks("x"))
+        until(lambda: joined(a, "x") == 1)
         life = a._link.life  # type: ignore[attr-defined]
         a.sync()  # nothing of before is a write, too
         life.calls.call(b"HSET", life.keys.node("a"), b"token", b"another")  # as the claim of another life does
@@ -264,3 +264,19 @@ def test_last_goes_on_behind_an_own_event_however_many_came_since(
     assert found["a"] == list(range(own, count + 101))
     assert found["other"] == [*range(others), count + 100]
     assert a._link.stats().missed == 0  # type: ignore[attr-defined]
+
+
+def test_what_is_only_for_others_does_not_come_back_from_the_stream(join: Join, start_task: StartTask) -> None:
+    a, b = start_task(), join()
+    heard: list[str] = []
+    for who, task in (("a", a), ("b", b)):
+        for _ in range(3):
+            task.emit("state", who, only_remote=True)
+        task.sync()
+    assert [a.wait_for("state", 5, since="last") for _ in range(3)] == [(("b",), {})] * 3
+    assert a.wait_for("state", 0.1, since="last") is None
+    a.on("state", heard.append, since="start")
+    until(lambda: len(heard) >= 3)
+    b.emit("state", "end")
+    until(lambda: heard[-1] == "end")
+    assert heard == ["b", "b", "b", "end"]

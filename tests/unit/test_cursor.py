@@ -37,11 +37,13 @@ def test_what_is_gone_behind_the_event_that_it_begins_at_is_counted_once() -> No
 
 def test_a_rejected_entry_has_its_place_if_it_is_the_next_one() -> None:
     cursor = Cursor((0, 0), 5)
-    cursor.pass_rejected(9, 3)
+    cursor.pass_rejected(9, None)
     assert cursor.expected == 5, "out of turn: not one of ours"
     cursor.pass_rejected(5, 3)
     assert cursor.expected == 8
-    cursor.pass_rejected(8, None)
+    assert cursor.pass_rejected(10, 2) == 2, "what is missing before it is no part of it"
+    assert cursor.expected == 12
+    cursor.pass_rejected(12, None)
     assert cursor.pass_over(20, 1) == 0, "nobody knows how many it held, so nothing is said to be missing"
 
 

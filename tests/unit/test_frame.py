@@ -210,7 +210,7 @@ def test_too_large_is_refused_before_it_is_read() -> None:
 @pytest.mark.parametrize(
     ("at", "kind", "value"),
     [
-        (9, "B", 4),
+        (9, "B", 8),
         (9, "B", 255),
         (9, "B", 2),
         (10, "B", 0),

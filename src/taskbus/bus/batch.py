@@ -153,6 +153,7 @@ class Packer:
             item.buffers,
             blob=blob,
             only_to=item.only_to,
+            elsewhere=item.elsewhere,
             secret=self._config.secret,
             scope=stream.decode(),
         )
@@ -168,6 +169,7 @@ class Packer:
             item.text,
             item.buffers,
             only_to=item.only_to,
+            elsewhere=item.elsewhere,
             secret=self._config.secret,
             scope=scope.decode(),
         )

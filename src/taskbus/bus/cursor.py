@@ -66,11 +66,18 @@ class Cursor:
         """The index of the first event of an entry that stands behind the id at which this cursor began."""
         return min(count, max(0, self.after[1] - at[1] + 1)) if at[0] == self.after[0] else 0
 
-    def pass_rejected(self, ordinal: int, count: int | None) -> None:
-        """Note an entry that was rejected, of so many events if that is known; one out of turn has no place here."""
+    def pass_rejected(self, ordinal: int, count: int | None) -> int:
+        """Note an entry that was rejected, of so many events if that is known; else one out of turn has no place here.
+
+        Returns how many events are missing before it.
+        """
+        missing = 0
+        if count is not None and self.expected is not None and ordinal > self.expected:
+            missing, self.expected = ordinal - self.expected, ordinal
         if self.expected == ordinal:
             self.expected = None if count is None else ordinal + count
             self.doubted = ordinal if self.doubted is None else self.doubted
+        return missing
 
     def pass_over(self, ordinal: int, count: int) -> int:
         """Note an entry's place in the numbering.

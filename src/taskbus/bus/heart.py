@@ -155,16 +155,14 @@ class Heart:
                 self.probe()
             else:
                 self.recover()
-        elif now - self._renewed + self._config.heartbeat > self._config.lease / 2.5:
-            if registry.prolong():
-                self._renewed = now
-            else:
-                self.recover()
         else:
-            if looks:
-                looks = False
-                self._look_at_others(now)
-            if not self.probe():
+            beat, limit = self._config.heartbeat, self._config.lease / 2.5
+            is_due = now - self._renewed + beat > limit
+            if is_due and registry.prolong():
+                self._renewed = now
+            elif is_due:
+                self.recover()
+            if (not is_due or 2 * beat > limit) and not self.probe():  # with a short lease every beat renews it
                 self._check(1)
         if registry.finish is not None and finished is None:
             self.on_finish()

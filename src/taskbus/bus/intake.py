@@ -58,19 +58,19 @@ class Intake:
         return self._registry.labels | {f"node.{self._registry.node_id}"}
 
     def labels_changed(self) -> None:
-        self._matched.clear()
+        self._matched = {}  # a new one, for whoever matches the labels of before at this moment
 
     def matches(self, only_to: tuple[str, ...]) -> bool:
         """Whether one of the globs matches one of this node's labels; no globs match every node."""
         if not only_to:
             return True
-        known = self._matched.get(only_to)
+        matched = self._matched
+        known = matched.get(only_to)
         if known is None:
-            labels = self.labels
-            known = match_globs(labels, only_to)
-            if len(self._matched) > _MATCHES_KNOWN:
-                self._matched.clear()
-            self._matched[only_to] = known
+            known = match_globs(self.labels, only_to)
+            if len(matched) > _MATCHES_KNOWN:
+                matched.clear()
+            matched[only_to] = known
         return known
 
     # Laggards --------------------------------------------------------------------------------------------------------

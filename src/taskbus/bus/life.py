@@ -83,8 +83,7 @@ class Life:
         self.on_fenced: Callable[[], object] = lambda: None
         self._lock = threading.Lock()
         self._recovering = threading.Lock()
-        self._leaving = False
-        self._is_fenced = False
+        self._leaving = self._is_fenced = False
         self.is_stopped = False
         """Stopped, or the life of the process from which this one was forked."""
         _lives.add(self)
@@ -326,7 +325,8 @@ class Life:
             self.check_place()
             sinks = self.loop.sinks(event) if here else ()
         else:
-            sinks = self.writer.append(event, self._encode(args, kwargs), only_to, transient, here, timeout)
+            encoded = self._encode(args, kwargs)
+            sinks = self.writer.append(event, encoded, only_to, transient, here, timeout, only_remote)
         if sinks:
             self.loop.deliver_to(sinks, args, kwargs, self.config.op_timeout if timeout is None else timeout)
 

@@ -30,14 +30,17 @@ _TRANSIENT_BYTES = 4 << 20
 class OpenFrame:
     """A frame that still takes events."""
 
-    __slots__ = ("buffers", "count", "event", "first", "key", "only_to", "size", "text", "transient")
+    __slots__ = ("buffers", "count", "elsewhere", "event", "first", "key", "only_to", "size", "text", "transient")
 
-    def __init__(self, event: str, key: str, first: int, only_to: tuple[str, ...], transient: bool) -> None:
+    def __init__(
+        self, event: str, key: str, first: int, only_to: tuple[str, ...], transient: bool, elsewhere: bool
+    ) -> None:
         self.event = event
         self.key = key
         self.first = first
         self.only_to = only_to
         self.transient = transient
+        self.elsewhere = elsewhere
         self.count = 0
         self.text = bytearray(b"[")
         self.buffers: list[memoryview] = []
@@ -93,6 +96,7 @@ class Outbox:
         transient: bool = False,
         here: bool = False,
         timeout: float | None = None,
+        elsewhere: bool = False,
     ) -> Sequence[Sink] | None:
         """Queue one event; waits up to ``timeout`` (``op_timeout``) while the outbox is full, then ``BusUnavailable``.
 
@@ -120,9 +124,14 @@ class Outbox:
                     emitted = self.emitted
                 number = self.sequence.get(key, 0) + 1
                 frame_of_now = self._open.get(key)
-                is_new = frame_of_now is None or size > self._blob_threshold or frame_of_now.only_to != only_to
+                is_new = (
+                    frame_of_now is None
+                    or size > self._blob_threshold
+                    or frame_of_now.only_to != only_to
+                    or frame_of_now.elsewhere != elsewhere
+                )
                 if frame_of_now is None or is_new:
-                    frame_of_now = OpenFrame(event, key, number, only_to, transient)
+                    frame_of_now = OpenFrame(event, key, number, only_to, transient, elsewhere)
                 # From here to the append nothing is called, so that no signal handler can raise in the middle.
                 self.sequence[key] = number
                 self._open[key] = frame_of_now

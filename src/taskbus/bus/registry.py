@@ -210,7 +210,7 @@ class Registry:
         Not if anybody has done it in the last ``every`` seconds, so that many watchers cost little.
         """
         keys = (self._keys.nodes, self._keys.labels, self._keys.swept)
-        gone = self._calls.script("sweep", keys, (self._keys.prefix, int(every * 1000)))
+        gone = self._calls.script("sweep", keys, (self._keys.prefix, int(every * 1000), secrets.token_hex(4)))
         return [node_id.decode() for node_id in gone]
 
     def arrive(self, name: str, count: int, ticket: str, arrival: str, timeout: float) -> tuple[bool, str, list[str]]:

@@ -93,7 +93,8 @@ class Taker:
             except DecodeError as error:
                 self.reject(error, f"entry {entry_id.decode()} of event {stream.event!r}")
                 for cursor in cursors:
-                    cursor.pass_rejected(at[1], error.__dict__.get("events"))
+                    if missing := cursor.pass_rejected(at[1], error.__dict__.get("events")):
+                        self.note_missed(stream.event, missing)
             for cursor in cursors:
                 if cursor.at < at:
                     cursor.at = at
@@ -116,6 +117,8 @@ class Taker:
         # Read before any cursor notes the frame: what cannot be fetched now is read again.
         refused: dict[int, DecodeError] = {}
         page: Page | tuple[()] = ()
+        if head.elsewhere and head.producer == self._node.producer:
+            asks = False
         if asks and (not head.only_to or self._node.matches(head.only_to)):
             page = self._page(stream, at, head, refused, until)
         nbytes = max(len(fields[1]), head.blob_size)
