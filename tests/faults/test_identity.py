@@ -14,6 +14,7 @@ from taskbus import Router
 from taskbus.bus.keys import Keys
 from taskbus.errors import Fenced, NodeIdTaken
 from taskbus.frame import unpack
+from taskbus.proxy import Proxy
 from taskbus.testing import RedisServer, until
 from tests.faults.conftest import MakeNode, MakeProcess, scaled
 from tests.faults.node import Node, kept_in
@@ -145,6 +146,21 @@ def test_p0_31_a_killed_node_is_gone_with_its_labels_and_its_id_is_free(
             assert not client.exists(keys.label("mortal"), keys.node("victim"), keys.inbox("victim"))
             assert client.smembers(keys.nodes) == {b"watcher"}
     assert left == ["victim: expired"] * rounds
+
+
+def test_p0_31_the_answer_to_a_sweep_is_lost(
+    redis_server: RedisServer, proxy: Proxy, processes: MakeProcess, nodes: MakeNode
+) -> None:
+    """Redis knows nothing of the dead any more then, and the others hear of it all the same."""
+    watcher = nodes("watcher", url=proxy.url, **QUICK)
+    left: list[str] = []
+    watcher.router.on("taskbus.node_left", lambda node, reason: left.append(f"{node}: {reason}"))
+    victim = processes("victim", **QUICK)
+    proxy.drop_reply(b":swept")
+    victim.kill()
+    until(lambda: left, QUICK["lease"] + 4 * QUICK["heartbeat"] + SLACK)
+    assert proxy.dropped_replies == 1
+    assert left == ["victim: expired"]
 
 
 def test_p0_32_a_live_node_that_was_deleted_registers_again(

@@ -219,13 +219,17 @@ def test_p0_08_a_lost_reply_writes_one_entry(
 
 @pytest.mark.parametrize(
     ("whom", "life"),
-    [*itertools.product(["reader", "channels", "heart", "all"], ["idle", "at work"]), ("channels", "watches others")],
+    [
+        *itertools.product(["reader", "channels", "heart", "all"], ["idle", "at work"]),
+        *itertools.product(["channels"], ["watches others", "has a short lease"]),
+    ],
 )
 def test_p0_09_a_peer_that_is_silently_gone(
     whom: str, life: str, redis_server: RedisServer, proxy: Proxy, nodes: MakeNode, run_id: str
 ) -> None:
     """No FIN, no RST, no traffic from outside: each connection's silence is noticed, and replaced."""
-    a, b = nodes("a", "numbers", url=proxy.url), nodes("b", "numbers")
+    settings = {"lease": 4.0} if life == "has a short lease" else {}  # so that each heartbeat renews it
+    a, b = nodes("a", "numbers", url=proxy.url, **settings), nodes("b", "numbers")
     if life == "watches others":
         a.router.on("taskbus.node_left", print)
     with Steps(a) if life == "at work" else nullcontext():
