@@ -72,7 +72,7 @@ def test_since_an_entry_gives_what_came_after_it(join: Join, redis_url: str, run
     for since in ("yesterday", "", "-", "1-2-3", None, 5):
         with pytest.raises(ConfigError, match="since must be"):
             a.on("x", print, since=since)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="not 'last' .'last' is for the wait_for of a task."):
+    with pytest.raises(ConfigError, match="'last' .in the wait_for of a task."):
         a.on("x", print, since="last")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -167,3 +169,33 @@ def test_an_emit_that_is_held_up_while_it_sends_shares_the_connection_with_nobod
             time.sleep(0.005)
         router.sync(5)
         assert (router.stats().reconnects, router.stats().suppressed) == (0, 0)
+
+
+PACKS = """
+import signal, time
+from taskbus.bus.wire import pack
+
+class Interrupt(Exception):
+    pass
+
+def interrupt(*about):
+    raise Interrupt
+
+signal.signal(signal.SIGALRM, interrupt)
+end, interrupts = time.monotonic() + 2, 0
+while time.monotonic() < end:
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.0003)
+        while True:
+            pack(b"XREAD", b"COUNT", 64, b"BLOCK", 4000, "name", 1.5)
+    except Interrupt:
+        interrupts += 1
+signal.setitimer(signal.ITIMER_REAL, 0)
+print(interrupts)
+"""
+
+
+def test_an_interrupt_while_a_command_is_packed_ends_no_process() -> None:
+    done = subprocess.run([sys.executable, "-c", PACKS], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 100

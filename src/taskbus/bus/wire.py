@@ -38,7 +38,8 @@ Part = bytes | bytearray | memoryview
 
 def pack(*args: Arg) -> bytes:
     """One command in the wire format."""
-    command: Any = args  # the stub of hiredis wants a tuple of one
+    # Numbers as text, for hiredis makes that by str(), in which a signal handler may raise, and then it crashes.
+    command: Any = tuple([arg if type(arg) is bytes or type(arg) is str else str(arg) for arg in args])
     packed: bytes = hiredis.pack_command(command)
     return packed
 
