@@ -54,6 +54,11 @@ class Waiter:
         return self._event
 
     @property
+    def taken(self) -> Event | None:
+        """The event that it was resolved with."""
+        return self._event
+
+    @property
     def is_resolved(self) -> bool:
         """Whether an event, a cancel or the timeout has come."""
         return self._claim.locked()
@@ -174,6 +179,12 @@ class Trail:
             for waiters in (self._waiters, self._newcomers):
                 if waiter in waiters:
                     waiters.remove(waiter)
+
+    def take_back(self, event: Event, place: Place | None) -> None:
+        """Keep ``event`` for the next one who waits; the wait that took it was interrupted."""
+        with self._lock:
+            if not self._hand_over(event, place) and not self._left:
+                self._kept.appendleft((event, place, 0))
 
     def forget_through(self, event: Event, place: Place | None) -> None:
         """Drop ``event``, which a wait elsewhere has returned, and what came before it.

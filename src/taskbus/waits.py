@@ -95,6 +95,10 @@ class Waits:
                 found = self._wait_beside_trail(waiter, deadline, since)
             else:
                 found = self._wait_on_link(waiter, deadline, since)
+        except BaseException:
+            if waiter.taken is not None and (trail := self._trails.get(event)) is not None:
+                trail.take_back(waiter.taken, waiter.place)  # a signal handler has raised
+            raise
         finally:
             self._open.discard(waiter)
         if found is None and waiter.timed_out:

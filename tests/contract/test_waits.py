@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
 from taskbus.errors import Fenced, NotStarted, RunFinished, WaitTimeout
 from taskbus.task import Task
 from taskbus.testing import until
-from taskbus.waiting import Trail
+from taskbus.waiting import Trail, Waiter
 from tests.contract.conftest import Join, StartTask
 
 
@@ -280,3 +281,27 @@ def test_what_is_only_for_others_does_not_come_back_from_the_stream(join: Join, 
     b.emit("state", "end")
     until(lambda: heard[-1] == "end")
     assert heard == ["b", "b", "b", "end"]
+
+
+def test_what_a_wait_had_taken_when_it_was_interrupted_is_for_the_next_one(
+    join: Join, start_task: StartTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupt(BaseException):
+        """As a signal handler raises."""
+
+    a, b = start_task(), join()
+    a.wait_for("x", timeout=0, since="last")
+    link: Any = a._link
+    attend = link.attend
+
+    def interrupted(waiter: Waiter, deadline: float) -> None:
+        assert attend(waiter, deadline) == ((0,), {})
+        monkeypatch.undo()
+        raise Interrupt
+
+    monkeypatch.setattr(link, "attend", interrupted)
+    for number in range(3):
+        b.emit("x", number)
+    with pytest.raises(Interrupt):
+        a.wait_for("x", 5, since="last")
+    assert [a.wait_for("x", 5, since="last") for _ in range(3)] == [((number,), {}) for number in range(3)]

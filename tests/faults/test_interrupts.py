@@ -199,3 +199,22 @@ def test_an_interrupt_while_a_command_is_packed_ends_no_process() -> None:
     done = subprocess.run([sys.executable, "-c", PACKS], capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 100
+
+
+def test_an_interrupt_between_a_command_and_its_reply_gives_nobody_the_reply_of_another(
+    redis_server: RedisServer, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Router(redis_server.url, run_id=run_id) as router:
+        calls = router.life.calls
+        calls.call(b"SET", f"taskbus:{{{run_id}}}:x", b"1", b"PX", 60000)
+        send = calls._wire.send
+
+        def interrupted(parts: Any) -> None:
+            send(parts)
+            monkeypatch.undo()
+            raise Interrupt
+
+        monkeypatch.setattr(calls._wire, "send", interrupted)
+        with pytest.raises(Interrupt):
+            calls.call(b"GET", f"taskbus:{{{run_id}}}:x")
+        assert calls.call(b"GET", f"taskbus:{{{run_id}}}:y") is None

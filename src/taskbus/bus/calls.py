@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from taskbus.bus.backoff import Backoff
@@ -29,7 +30,7 @@ class Calls:
         self._wire = Wire(target, timeout)
         self._deadline = deadline
         self._stopping = stopping
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # which only the one who holds it can give back
         self._is_closed = False
         self.diagnose: Callable[[BusDenied, Wire], BusDenied] = lambda error, wire: error
 
@@ -68,11 +69,11 @@ class Calls:
                     raise error
 
     def _once(self, use: Any, deadline: float) -> Any:
-        if not self._lock.acquire(timeout=max(0.001, deadline - time.monotonic())):
-            raise BusUnavailable(
-                f"Redis at {self._wire.target.where} did not answer in time", where=self._wire.target.where
-            )
         try:
+            if not self._lock.acquire(timeout=max(0.001, deadline - time.monotonic())):
+                raise BusUnavailable(
+                    f"Redis at {self._wire.target.where} did not answer in time", where=self._wire.target.where
+                )
             if self._is_closed:
                 raise BusUnavailable(
                     f"the connection to Redis at {self._wire.target.where} was closed", where=self._wire.target.where
@@ -83,10 +84,16 @@ class Calls:
             return use(self._wire)
         except BusDenied as error:
             raise self.diagnose(error, self._wire) from error
+        except BusError:
+            raise
+        except BaseException:  # a signal handler's, which may have come between a command and its reply
+            self._wire.close()
+            raise
         finally:
             if self._is_closed:
                 self._wire.close()
-            self._lock.release()
+            with suppress(RuntimeError):  # it is not held here: it was not free in time, or a signal handler has raised
+                self._lock.release()
 
     def close(self) -> None:
         """Close the wire for good; a call that is under way in another thread ends with ``BusUnavailable``."""

@@ -49,6 +49,7 @@ class Reader(Subscriptions):
         super().__init__(config, keys, calls, blobs, node, target.where)
         self._silence = config.block + 1.2
         self._wire = Wire(target, self._silence)
+        self._sources.append(self._wire)
         self._turn = Turn()  # to use the wire
         self._bell = Bell()
         self._asked: Wanted | None = None  # the read that is in flight
@@ -313,7 +314,7 @@ class Reader(Subscriptions):
         if reply is None:
             reply = self._wire.read_now() if leads else NOTHING
             if reply is NOTHING and leads and not self._wire.has_ended:
-                self._asked_at = time.monotonic()  # a part of it is no silence
+                self._wire.heard = self._asked_at = time.monotonic()  # a part of it is no silence
                 return
             if reply is NOTHING:
                 reply = self._wire.read()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from taskbus.bus.keys import Keys
     from taskbus.bus.streams import Rest
     from taskbus.bus.taker import Admission
+    from taskbus.bus.wire import Wire
     from taskbus.config import RouterConfig
     from taskbus.types import Sink
 
@@ -58,6 +59,7 @@ class Subscriptions:
         self._keys = keys
         self._calls = calls
         self._blobs = blobs
+        self._sources: list[Calls | Wire] = [blobs]
         self._node = node
         self._where = where
         self._lock = threading.Lock()
@@ -78,8 +80,8 @@ class Subscriptions:
 
     @property
     def heard(self) -> float:
-        """When Redis was last heard of here (monotonic), be it with a part of a large payload."""
-        return max(self.sign_of_life, self._blobs.heard)
+        """When Redis was last heard of here (monotonic), be it with a part of an answer."""
+        return max(self.sign_of_life, *[source.heard for source in self._sources])
 
     def wake(self, timeout: float = 1.0) -> None:
         """Have the streams read as they are subscribed now."""
