@@ -5,14 +5,24 @@ from __future__ import annotations
 import datetime
 import json
 import signal
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 
+from taskbus import register_type
 from taskbus.cli import main
 from taskbus.testing import LinkedNodes, RedisServer, until
 from tests.cli.conftest import Shell
+
+
+@register_type
+@dataclass
+class Kept:
+    """Known to this process alone."""
+
+    number: int
 
 
 def test_wait_since_start_prints_an_event_that_came_before(shell: Shell) -> None:
@@ -159,6 +169,16 @@ def test_what_is_no_frame_is_shown_as_such(shell: Shell) -> None:
         client.expire(f"taskbus:{{{shell.run_id}}}:events:x", 60)
     told = [json.loads(line) for line in shell.ok("tail", "--since", "start", "--no-follow", "--json").splitlines()]
     assert "not a frame" in told[-1]["problem"]
+
+
+def test_a_wait_for_what_cannot_be_read_here_says_what_would_help(shell: Shell) -> None:
+    node = shell.node()
+    node.emit("x", Kept(1))
+    node.sync()
+    done = shell.run("wait", "x", "--since", "start")
+    assert done.returncode == 1
+    assert "is not registered here; --import MODULE has it registered" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("glob", ["a b", "a b*", "{a,b}*", "", "[a"])

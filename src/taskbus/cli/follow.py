@@ -216,7 +216,10 @@ def _wait(options: argparse.Namespace) -> int:
             _hint(guest, follow=True)
             for page in _pages(guest, follower, deadline, follow=True):
                 print(as_json(page[0], names.of(page[0])))
-                return FAILED if page[0].problem else OK
+                if problem := page[0].problem:
+                    hint = "; --import MODULE has it registered" if "not registered" in problem else ""
+                    complain("wait", f"event {page[0].event!r} came, and cannot be read: {problem}{hint}")
+                return FAILED if problem else OK
         finally:
             follower.close()
             names.close()
