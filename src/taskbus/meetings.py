@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING
 
 from taskbus.config import check_count, check_name, check_timeout
 from taskbus.errors import BusUnavailable, RunFinished, WaitTimeout
-from taskbus.waiting import Waiter
+from taskbus.waiting import LEAST_TRY, Waiter
 
 if TYPE_CHECKING:
     from taskbus.bus.life import Life
     from taskbus.types import Labels, NodeInfo
 
 __all__ = ["Meetings"]
-
-_LEAST_TRY = 0.25
 
 
 def _stays() -> bool:
@@ -58,7 +56,7 @@ class Meetings:
             remove = life.finish.on_finish(lambda info, wake=wake: wake())  # type: ignore[misc]
             self._wakers.add(wake)
             try:
-                patience = max(_LEAST_TRY, deadline - time.monotonic())
+                patience = max(LEAST_TRY, deadline - time.monotonic())
                 life.subscribe(waiter, "now", patience)
                 found = self.nodes(patterns, min(patience, life.config.op_timeout))
                 if len(found) >= count:

@@ -388,7 +388,7 @@ class Router(Meetings):
         registry.step, registry.role = step, role
 
     def nodes(self, patterns: Labels = None, timeout: float | None = None) -> list[NodeInfo]:
-        """The live nodes of the run, by id; with ``patterns`` those of which a label, or ``node.{id}``, matches one."""
+        """The live nodes by id; of ``patterns`` one matches a label or ``node.{id}``. Waits ``timeout`` s for Redis."""
         globs, found = parse_globs(patterns), self.life.nodes(timeout)
         return [node for node in found if match_globs((*node.labels, f"node.{node.id}"), globs)]
 

@@ -6,7 +6,7 @@ import math
 import threading
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from taskbus.types import Page
 
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
     from taskbus.types import Event, Place
 
-__all__ = ["Trail", "Waiter"]
+__all__ = ["LEAST_TRY", "Trail", "Waiter"]
+
+LEAST_TRY: Final = 0.25
+"""Seconds that a look at Redis may take however short the wait: what is there already should be seen."""
 
 
 class Waiter:

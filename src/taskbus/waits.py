@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import threading
 from time import monotonic
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from taskbus.errors import BusUnavailable, NotStarted, RunFinished, WaitTimeout
-from taskbus.waiting import Trail, Waiter
+from taskbus.waiting import LEAST_TRY, Trail, Waiter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["Waits"]
 
 S = TypeVar("S", Waiter, Trail)
-
-LEAST_TRY: Final = 0.25
-"""Seconds that a subscription may take however short the wait: what is there already should be seen."""
 
 
 class Waits:
@@ -95,10 +92,6 @@ class Waits:
                 found = self._wait_beside_trail(waiter, deadline, since)
             else:
                 found = self._wait_on_link(waiter, deadline, since)
-        except BaseException:
-            if waiter.taken is not None and (trail := self._trails.get(event)) is not None:
-                trail.take_back(waiter.taken, waiter.place)  # a signal handler has raised
-            raise
         finally:
             self._open.discard(waiter)
         if found is None and waiter.timed_out:
@@ -160,6 +153,10 @@ class Waits:
         try:
             self._end_if_over(waiter)  # after the look at what is kept: an event before the finish still counts
             return self._link.attend(waiter, deadline)
+        except BaseException:
+            if waiter.taken is not None:
+                trail.take_back(waiter.taken, waiter.place)  # a signal handler has raised
+            raise
         finally:
             trail.leave(waiter)
 

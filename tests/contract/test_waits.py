@@ -283,8 +283,9 @@ def test_what_is_only_for_others_does_not_come_back_from_the_stream(join: Join, 
     assert heard == ["b", "b", "b", "end"]
 
 
+@pytest.mark.parametrize("since", ["last", "start", "now"])
 def test_what_a_wait_had_taken_when_it_was_interrupted_is_for_the_next_one(
-    join: Join, start_task: StartTask, monkeypatch: pytest.MonkeyPatch
+    since: str, join: Join, start_task: StartTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Interrupt(BaseException):
         """As a signal handler raises."""
@@ -300,8 +301,15 @@ def test_what_a_wait_had_taken_when_it_was_interrupted_is_for_the_next_one(
         raise Interrupt
 
     monkeypatch.setattr(link, "attend", interrupted)
-    for number in range(3):
-        b.emit("x", number)
+
+    def emit() -> None:
+        for number in range(3):
+            b.emit("x", number)
+
+    emits = threading.Timer(0.2 if since == "now" else 0, emit)
+    emits.start()
     with pytest.raises(Interrupt):
-        a.wait_for("x", 5, since="last")
+        a.wait_for("x", 5, since=since)
+    emits.join()
     assert [a.wait_for("x", 5, since="last") for _ in range(3)] == [((number,), {}) for number in range(3)]
+    assert a.wait_for("x", 0.1, since="last") is None

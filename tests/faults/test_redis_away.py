@@ -231,7 +231,7 @@ def test_p0_09_a_peer_that_is_silently_gone(
     settings = {"lease": 4.0} if life == "has a short lease" else {}  # so that each heartbeat renews it
     a, b = nodes("a", "numbers", url=proxy.url, **settings), nodes("b", "numbers")
     if life == "watches others":
-        a.router.on("taskbus.node_left", print)
+        a.router.on("taskbus.node_left", lambda node, reason: None)
     with Steps(a) if life == "at work" else nullcontext():
         silently_gone(whom, a, b, redis_server, proxy, run_id)
 

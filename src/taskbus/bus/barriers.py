@@ -9,13 +9,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from taskbus.errors import BusError, BusUnavailable, WaitTimeout
+from taskbus.waiting import LEAST_TRY
 
 if TYPE_CHECKING:
     from taskbus.bus.registry import Registry
 
 __all__ = ["Barriers"]
-
-_LEAST_TRY = 0.25
 
 
 class Barriers:
@@ -60,7 +59,7 @@ class Barriers:
         """Give up where Redis was away when that was tried first."""
         for name, arrival in list(self._unsettled.items()):
             try:
-                opened = self._registry.withdraw(name, arrival, _LEAST_TRY)
+                opened = self._registry.withdraw(name, arrival, LEAST_TRY)
             except BusError:
                 return
             if self._unsettled.pop(name, None) == arrival and opened:
@@ -74,7 +73,7 @@ class Barriers:
             if epoch != registry.epoch:
                 ticket, epoch = "", registry.epoch
             try:
-                patience = max(_LEAST_TRY, deadline - time.monotonic())
+                patience = max(LEAST_TRY, deadline - time.monotonic())
                 is_open, ticket, here = registry.arrive(name, count, ticket, arrival, patience)
             except BusUnavailable as error:
                 check(deadline, str(error))
@@ -89,7 +88,7 @@ class Barriers:
     def _give_up(self, name: str, arrival: str) -> bool:
         """Take the arrival back; true when the last node has come meanwhile."""
         try:
-            return self._registry.withdraw(name, arrival, _LEAST_TRY)
+            return self._registry.withdraw(name, arrival, LEAST_TRY)
         except BusUnavailable:
             self._unsettled[name] = arrival
             return False

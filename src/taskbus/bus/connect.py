@@ -9,11 +9,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import redis
 from redis import exceptions as driver
-from redis.backoff import NoBackoff
 from redis.connection import parse_url
-from redis.retry import Retry
 
-from taskbus.bus.sentinel import ASK_TIMEOUT, PrimaryConnection, parse_sentinel_url
+from taskbus.bus.sentinel import ASK_TIMEOUT, NO_RETRY, PrimaryConnection, parse_sentinel_url
 from taskbus.config import hide_password
 from taskbus.errors import BusDenied, BusError, BusUnavailable, ConfigError
 
@@ -27,16 +25,6 @@ _LATER = {
 }
 _AUTHORITY = re.compile("[^/?#]*")
 _ESCAPE = "in user and password of a URL, / has to be %2F, ? %3F, # %23, [ %5B and @ %40"
-
-
-class _NoRetry(Retry):
-    """One for all connections: redis-py copies an ordinary one for each, a tenth of what the start of a node costs."""
-
-    def __deepcopy__(self, memo: object) -> _NoRetry:
-        return self
-
-
-_NO_RETRY = _NoRetry(NoBackoff(), 0)
 
 
 class Target:
@@ -108,7 +96,7 @@ class Target:
                 "socket_connect_timeout": self._timeout,
                 "socket_timeout": self._timeout,
                 **self._settings,
-                "retry": _NO_RETRY,  # whatever the URL asks for, as the next two
+                "retry": NO_RETRY,  # whatever the URL asks for, as the next two
                 "driver_info": None,
                 "protocol": 2,
             }

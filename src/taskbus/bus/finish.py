@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from taskbus.config import encodable
-from taskbus.errors import BusError, Fenced
+from taskbus.errors import BusError, BusUnavailable, Fenced
 from taskbus.types import FinishInfo
 
 if TYPE_CHECKING:
@@ -79,9 +79,11 @@ class Finish:
         self._flush(deadline - 0.2 * timeout, 0.4 * timeout)
         left = max(0.05, deadline - time.monotonic())
         try:
-            if not self._registry.write_finish(unwritten.reason, left, node=unwritten.node, at=unwritten.at):
+            while not self._registry.write_finish(unwritten.reason, left, node=unwritten.node, at=unwritten.at):
                 self.on_forgotten()
-                self._registry.write_finish(unwritten.reason, left, node=unwritten.node, at=unwritten.at)
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise BusUnavailable("Redis has forgotten this node again and again")
         except Fenced:
             self.known = self._unwritten = None  # it is not this node's to say
             raise
