@@ -50,6 +50,23 @@ def test_large_payloads_are_bounded_by_bytes_and_go_with_their_events(join: Join
     assert got == [(number, bytes([number]) * 50_000) for number in range(100 - blobs, 100)]
 
 
+def test_what_has_gathered_goes_out_in_pieces_between_which_others_are_served(redis_server: RedisServer) -> None:
+    with redis_server.client() as client, Router(redis_server.url) as router:
+
+        def calls() -> int:
+            return int(client.info("commandstats")["cmdstat_evalsha"]["calls"])
+
+        router.emit("x")
+        router.sync()
+        before = calls()
+        redis_server.freeze()
+        for number in range(4000):
+            router.emit("x", number, only_to="node.*" if number % 2 else None)  # a frame each
+        redis_server.thaw()
+        router.sync(60)
+        assert calls() - before >= 8
+
+
 def test_old_events_go_with_time(join: Join, redis_url: str, run_id: str) -> None:
     a, b = join(retention_seconds=0.4, blob_threshold=1000), join()
     a.emit("x", "old", b"x" * 5000)

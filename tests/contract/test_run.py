@@ -237,7 +237,7 @@ def test_what_was_emitted_before_the_finish_is_delivered_before_it(join: Join) -
     b.on_finish(lambda info: at_finish.append(b.stats().delivered))
     for number in range(5000):
         a.emit("x", number, only_to="node.*" if number % 2 else None)  # an entry each, so that they are many pages
-    a.finish()
+    assert a.finish(timeout=60)  # however slow the server is: it is written after them only while there is time
     until(lambda: at_finish)
     assert at_finish[0] >= 5000
     until(lambda: got == list(range(5000)))
@@ -248,7 +248,7 @@ def test_a_loop_of_waits_sees_all_that_came_before_the_finish(join: Join, start_
     task.wait_for("x", timeout=0, since="last")
     for number in range(2000):
         a.emit("x", number, only_to="node.*" if number % 2 else None)
-    a.finish()
+    assert a.finish(timeout=60)
     seen = list(iter(lambda: task.wait_for("x", 30, since="last"), None))
     assert [args[0] for args, _ in seen] == list(range(2000))
 
