@@ -190,7 +190,7 @@ class EventLoop:
         if full is not None:
             raise full
 
-    def offer(self, event: str, events: Sequence[Event], start: int, nbytes: int) -> list[tuple[Sink, int]]:
+    def offer(self, event: str, events: Sequence[Event | None], start: int, nbytes: int) -> list[tuple[Sink, int]]:
         """Give ``events[start:]``, the events of one frame of ``nbytes`` bytes, to every ready sink; never blocks.
 
         Returns the sinks that had no room for all, each with the index of the first event that it did not take.

@@ -10,6 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from taskbus.errors import BusUnavailable
+from taskbus.types import LazyPage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -64,6 +65,12 @@ class ErrorBox:
         raise errors[0]
 
 
+def _opener(events: Sequence[Event | None], start: int, end: int) -> Callable[[], list[Event]]:
+    if isinstance(events, LazyPage):
+        return functools.partial(events.open, start, end)
+    return [event for event in events[start:end] if event is not None].copy
+
+
 class Host(Protocol):
     """What a mailbox needs of the table it is in: a delivery thread, and a word when it has room again."""
 
@@ -81,13 +88,14 @@ class Host(Protocol):
 
 
 class _Chunk:
-    """Some consecutive events of one frame, and their share of its bytes."""
+    """Some consecutive events of one frame, which ``open`` gives, and their share of its bytes."""
 
-    __slots__ = ("events", "nbytes")
+    __slots__ = ("count", "nbytes", "open")
 
-    def __init__(self, events: list[Event], nbytes: int) -> None:
-        self.events = events
+    def __init__(self, count: int, nbytes: int, open: Callable[[], list[Event]]) -> None:
+        self.count = count
         self.nbytes = nbytes
+        self.open = open
 
 
 class Listener:
@@ -200,10 +208,14 @@ class Listener:
             self._host.remove(self)
             self._mail.append(event)
 
-    def offer(self, events: Sequence[Event], start: int, nbytes: int) -> int:
+    def offer(self, events: Sequence[Event | None], start: int, nbytes: int) -> int:
         with self._room:
             if self._once:
-                self._take_once(events[start])
+                first = next(
+                    (one for one in map(events.__getitem__, range(start, len(events))) if one is not None), None
+                )
+                if first is not None:
+                    self._take_once(first)
                 taken = len(events)
             elif self._closed:
                 taken = len(events)
@@ -214,17 +226,20 @@ class Listener:
         self._ask_for_thread()
         return taken
 
-    def _take_chunks(self, events: Sequence[Event], start: int, nbytes: int) -> int:
+    def _take_chunks(self, events: Sequence[Event | None], start: int, nbytes: int) -> int:
         if self._bytes and self._bytes + nbytes > self._max_bytes:
             return start
         end = min(len(events), start + self._max_events - self.depth)
-        for at in range(start, end, CHUNK_EVENTS):
-            part = list(events[at : min(at + CHUNK_EVENTS, end)])
-            chunk = _Chunk(part, nbytes * len(part) // len(events))
-            self._chunked += len(part) - 1
+        size = events.size if isinstance(events, LazyPage) else CHUNK_EVENTS
+        at = start
+        while at < end:
+            next_at = min(at - at % size + size, end)
+            chunk = _Chunk(next_at - at, nbytes * (next_at - at) // len(events), _opener(events, at, next_at))
+            self._chunked += chunk.count - 1
             self._bytes += chunk.nbytes
             self._mail.append(chunk)
-        return max(start, end)
+            at = next_at
+        return at
 
     def _ask_for_thread(self) -> None:
         if self._mail and not self.awake:
@@ -272,12 +287,12 @@ class Listener:
                 self._relieve()
 
     def _deliver_chunk(self, fn: Callable[..., Any], chunk: _Chunk) -> None:
+        events = chunk.open()
         with self._room:
             if self._closed:
                 return
-            count = len(chunk.events)
-            self._running = chunk.events
-        for event in chunk.events:  # `close` empties the list, which ends the loop
+            self._running = events
+        for event in events:  # `close` empties the list, which ends the loop
             self.call = event
             try:
                 fn(*event[0], **event[1])
@@ -285,7 +300,7 @@ class Listener:
                 self._failed(error)
         with self._room:
             self._running = []
-            self._chunked -= count - 1
+            self._chunked -= chunk.count - 1
             self._bytes -= chunk.nbytes
 
     def _relieve(self) -> None:

@@ -10,7 +10,19 @@ if TYPE_CHECKING:
     from taskbus.dispatch import EventLoop
     from taskbus.waiting import Waiter
 
-__all__ = ["Event", "FinishInfo", "Labels", "Link", "NodeInfo", "Page", "Place", "RouterStats", "Since", "Sink"]
+__all__ = [
+    "Event",
+    "FinishInfo",
+    "Labels",
+    "LazyPage",
+    "Link",
+    "NodeInfo",
+    "Page",
+    "Place",
+    "RouterStats",
+    "Since",
+    "Sink",
+]
 
 Event = tuple[tuple[Any, ...], dict[str, Any]]
 """The arguments of one event: ``(args, kwargs)``, type for type as they were emitted."""
@@ -33,6 +45,42 @@ class Page(list[Event]):
         """Where the event at this index of the page stands."""
         ms, ordinal = self.entry
         return ms, ordinal + (index if self.indexes is None else self.indexes[index])
+
+
+class LazyPage(Sequence["Event | None"]):
+    """The same for an entry of many events, which are read piece by piece, and each time anew, as they are handed over.
+
+    ``read`` gives the piece of that index, ``size`` events of it and the rest in the last one; ``None`` stands for one
+    that cannot be read.
+    """
+
+    __slots__ = ("_count", "_entry", "_last", "_read", "size")
+
+    def __init__(self, count: int, entry: Place, size: int, read: Callable[[int], list[Event | None]]) -> None:
+        self.size = size
+        self._count = count
+        self._entry = entry
+        self._read = read
+        self._last: tuple[int, list[Event | None]] = (-1, [])
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        at, offset = divmod(range(self._count)[index], self.size)
+        last = self._last
+        if last[0] != at:
+            last = self._last = at, self._read(at)
+        return last[1][offset]
+
+    def open(self, start: int, end: int) -> list[Event]:
+        """Those from ``start`` to before ``end``, which are of one piece."""
+        at, offset = divmod(start, self.size)
+        return [event for event in self._read(at)[offset : offset + end - start] if event is not None]
+
+    def place(self, index: int) -> Place:
+        """Where the event at this index stands."""
+        return self._entry[0], self._entry[1] + index
 
 
 Since = str
@@ -122,7 +170,7 @@ class Sink(Protocol):
     def put(self, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float) -> None:
         """Take an event emitted in this process; waits up to ``timeout`` seconds for room, then ``BusUnavailable``."""
 
-    def offer(self, events: Sequence[Event], start: int, nbytes: int) -> int:
+    def offer(self, events: Sequence[Event | None], start: int, nbytes: int) -> int:
         """Take ``events[start:]`` as far as there is room, without blocking; return the index of the next."""
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from taskbus.types import Page
+from taskbus.types import LazyPage, Page
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,7 +24,19 @@ LEAST_TRY: Final = 0.25
 class Waiter:
     """Resolves at its first event, once, whoever comes first: an event, :meth:`cancel` or the timeout."""
 
-    __slots__ = ("_claim", "_event", "_reason", "_wake", "alarm", "event", "place", "ready", "timed_out")
+    __slots__ = (
+        "_claim",
+        "_event",
+        "_reason",
+        "_wake",
+        "alarm",
+        "end",
+        "event",
+        "has_looked",
+        "place",
+        "ready",
+        "timed_out",
+    )
 
     def __init__(self, event: str) -> None:
         self.event = event
@@ -32,6 +44,10 @@ class Waiter:
         self.timed_out = False
         self.place: Place | None = None
         """Where the event stands in its stream; unknown for one that was emitted here."""
+        self.has_looked = False
+        """Whether what was kept for it was looked at; before that nothing should :meth:`cancel` it."""
+        self.end: Callable[[], BaseException | None] | None = None
+        """What has ended it before it had looked."""
         self.alarm: Callable[[], None] | None = None
         """Called by the one who resolves, while the thread that waits does not look at this waiter but at a socket."""
         self._claim = threading.Lock()  # taken for ever by the one who resolves
@@ -93,8 +109,12 @@ class Waiter:
             if (alarm := self.alarm) is not None:  # which may be taken off meanwhile
                 alarm()
 
-    def offer(self, events: Sequence[Event], start: int, nbytes: int) -> int:
-        self.resolve(events[start], _place(events, start))
+    def offer(self, events: Sequence[Event | None], start: int, nbytes: int) -> int:
+        for index in range(start, len(events)):
+            event = events[index]
+            if event is not None:
+                self.resolve(event, _place(events, index))
+                break
         return len(events)
 
     def close(self) -> None:
@@ -243,14 +263,16 @@ class Trail:
         if is_full and self._on_full is not None:
             self._on_full(self)
 
-    def offer(self, events: Sequence[Event], start: int, nbytes: int) -> int:
+    def offer(self, events: Sequence[Event | None], start: int, nbytes: int) -> int:
         share, taken = nbytes // len(events), len(events)
         with self._lock:
             for index in range(start, len(events)):
                 if self.is_full:
                     self._refused, taken = True, index
                     break
-                self._take(events[index], _place(events, index), share)
+                event = events[index]
+                if event is not None:
+                    self._take(event, _place(events, index), share)
             self._refused |= self.is_full  # nothing more is read for it
         return taken
 
@@ -282,8 +304,8 @@ class Trail:
         self.cancel()
 
 
-def _place(events: Sequence[Event], index: int) -> Place | None:
-    return events.place(index) if isinstance(events, Page) else None
+def _place(events: Sequence[Event | None], index: int) -> Place | None:
+    return events.place(index) if isinstance(events, Page | LazyPage) else None
 
 
 def _seconds_until(deadline: float) -> float:

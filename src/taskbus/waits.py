@@ -23,8 +23,9 @@ S = TypeVar("S", Waiter, Trail)
 class Waits:
     """Every ``wait_for`` of a task between its start and its stop.
 
-    Whatever ends the waits is noted first, then the waiters that are there are cancelled; a wait registers first, then
-    looks whether it was ended. So none is overlooked, and without a lock a signal handler may end waits, too.
+    Whatever ends the waits is noted first, then the waiters that are there are cancelled; a wait registers first, takes
+    what is kept, and then looks whether it was ended. So none is overlooked, none ends while there is an event for it,
+    and without a lock a signal handler may end waits, too.
     """
 
     def __init__(self, link: Link) -> None:
@@ -76,7 +77,9 @@ class Waits:
 
     def _cancel(self, reason: Callable[[], BaseException | None]) -> None:
         for waiter in tuple(self._open):
-            waiter.cancel(reason())
+            waiter.end = reason
+            if waiter.has_looked:
+                waiter.cancel(reason())
 
     # Waiting
 
@@ -181,6 +184,7 @@ class Waits:
             if trail is not None and trail.join(waiter):
                 return self._wait_joined(trail, waiter, deadline)
             if not self._begin_trail(trail, waiter, deadline):
+                self._end_if_over(waiter)
                 return waiter.wait(deadline)
 
     def _begin_trail(self, left: Trail | None, waiter: Waiter, deadline: float) -> bool:
@@ -209,7 +213,8 @@ class Waits:
         )
 
     def _end_if_over(self, waiter: Waiter) -> None:
-        if self._over is not None:
-            waiter.cancel(self._over())
+        waiter.has_looked = True  # first, for whoever ends the waits looks at it last
+        if (reason := self._over or waiter.end) is not None:
+            waiter.cancel(reason())
         elif self._failing:
             waiter.cancel()

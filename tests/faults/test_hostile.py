@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from taskbus import Router, codec, frame
+from taskbus import Router, Task, codec, frame
 from taskbus.bus.keys import Keys
 from taskbus.errors import BusDenied, BusError, EncodeError, WaitTimeout
 from taskbus.proxy import Proxy
@@ -119,6 +119,36 @@ def test_p0_38_a_forged_entry_in_the_place_of_the_next_one(
     stats = b.router.stats()
     assert (stats.repeated, dict(stats.rejected)) == ((1, {}) if what == "a copy" else (0, {"checksum": 1}))
     assert stats.missed == 0 and not b.state_losses and not a.router.stats().state_losses
+
+
+def test_p0_38_a_part_of_an_entry_that_cannot_be_read(redis_server: RedisServer, nodes: MakeNode, run_id: str) -> None:
+    """Found out as it is handed over: counted once, however many listen, and the rest of the entry arrives."""
+    a, b = nodes("a"), nodes("b", "numbers")
+    late: list[Any] = []
+    once: list[Any] = []
+    trail = Task().start(router=b.router)
+    trail.wait_for("numbers", timeout=0, since="last")
+    b.router.on("numbers", lambda *args: late.append(args))
+    b.router.once("numbers", lambda *args: once.append(args))
+    texts = [b'[["a",%d,%d]]' % (number, number) for number in range(1, 301)]
+    texts[0] = b'[[["!nobody"]],{},0]'  # a type that nobody knows here
+    texts[100:102] = [b'{"a":', b"]]"]  # spoils the second piece: 65 to 128
+    texts[299] = b'{"a":1},{"a":1}'  # the last piece has one more than it should, from 257 on
+    text = b"[" + b"".join(t + (b"," if n % 64 else b"\n,") for n, t in enumerate(texts, 1))[:-1] + b"]"
+    key = Keys(run_id).events("numbers")
+    with redis_server.client() as client:
+        client.xadd(key, {b"f": frame.pack("somebody", 1, 300, text)}, id=f"{int(time.time() * 1000)}-1")
+        client.expire(key, 600)
+    good = [("a", number, number) for number in (*range(2, 65), *range(129, 257))]
+    until(lambda: len(late) == len(b.heard["numbers"]) == len(good))
+    assert late == b.heard["numbers"] == good
+    assert once == good[:1]
+    assert [trail.wait_for("numbers", 5, since="last") for _ in good] == [(args, {}) for args in good]
+    stats = b.router.stats()
+    assert dict(stats.rejected) == {"unknown type": 1, "malformed": 2}
+    assert (stats.delivered, stats.missed) == (len(good), 0)
+    trail.request_leave()
+    trail.stop()
 
 
 def test_p0_39_foreign_garbage_on_our_channel(redis_server: RedisServer, nodes: MakeNode, run_id: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from taskbus import frame
-from taskbus.codec import encode, encode_pickle
+from taskbus.codec import decode, encode, encode_pickle
 from taskbus.errors import ConfigError, DecodeError
 from tests.unit.payloads import Bomb, join, ran, same
 
@@ -83,6 +83,27 @@ def test_a_frame_without_buffers_has_nothing_but_its_text() -> None:
     data = frame.pack("p", 1, 1, b"[[[1]]]")
     assert data.endswith(b"[[[1]]]")
     assert frame.events(unpacked(data)) == [((1,), {})]
+
+
+@SECRETS
+@pytest.mark.parametrize("count", [65, 128, 1000])
+def test_a_text_of_many_events_can_be_read_in_pieces(secret: bytes | None, count: int) -> None:
+    events = [((), {"line\n,": f"{number}\n,"}) for number in range(count)]
+    texts = [encode(*event)[0] + (b"," if number % 64 else b"\n,") for number, event in enumerate(events, 1)]
+    text = b"[" + b"".join(texts)[:-1] + b"]"
+    head = unpacked(frame.pack("p", 1, count, text, secret=secret), secret)
+    pieces = frame.pieces(head, secret=secret)
+    assert len(pieces) == -(-count // 64)
+    assert [event for piece in pieces for event in decode(piece, ())] == frame.events(head, secret=secret) == events
+    with pytest.raises(DecodeError, match="checksum"):
+        frame.pieces(unpacked(frame.pack("p", 1, count, text, secret=secret)[:-1] + b"}"))
+
+
+def test_what_was_not_written_in_pieces_is_not_read_so() -> None:
+    whole = b"[" + b",".join([b"[[1]]"] * 100) + b"]"
+    assert frame.pieces(unpacked(frame.pack("p", 1, 100, whole))) == []
+    assert frame.pieces(unpacked(frame.pack("p", 1, 3, b"[{},{}\n,{}]"))) == []
+    assert frame.pieces(unpacked(packed())) == []
 
 
 def test_arrays_are_aligned_read_only_views_on_what_was_received() -> None:

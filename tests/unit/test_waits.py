@@ -12,6 +12,7 @@ import pytest
 from taskbus.errors import ConfigError, NotStarted, RunFinished, WaitTimeout
 from taskbus.task import Task
 from taskbus.testing import until
+from taskbus.waiting import Trail, Waiter
 from tests.unit.bus_double import Bus
 
 if TYPE_CHECKING:
@@ -186,6 +187,29 @@ def test_an_event_before_the_finish_still_counts(node: Task, bus: Bus) -> None:
     node.emit("x", 1)
     bus.end("other")
     assert node.wait_for("x", since="last") == ((1,), {})
+    assert node.wait_for("x", since="last") is None
+
+
+@pytest.mark.parametrize("since", ["last", "start"])
+def test_an_event_that_is_there_counts_though_the_finish_comes_as_the_wait_begins(
+    since: str, node: Task, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.wait_for("x", 0, since="last")
+    node.emit("x", 1)
+    join, subscribe = Trail.join, bus.subscribe
+
+    def join_late(trail: Trail, waiter: Waiter) -> bool:
+        bus.end("other")
+        return join(trail, waiter)
+
+    def subscribe_and_give(sink: Any, *args: Any) -> None:
+        subscribe(sink, *args)
+        sink.offer([((1,), {})], 0, 0)
+
+    monkeypatch.setattr(Trail, "join", join_late)
+    monkeypatch.setattr(bus, "subscribe", subscribe_and_give)
+    assert node.wait_for("x", since=since) == ((1,), {})
+    assert bus.finished
     assert node.wait_for("x", since="last") is None
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["OpenFrame", "Outbox"]
 
 _FRAME_TEXT = 64 * 1024  # about 1000 small events; of frames four times as long each costs a third more to decode
+_PIECE = frame.PIECE
 _BATCH_BYTES = 8 << 20
 _BATCH_FRAMES = 500  # some ms of the server's time, in which nobody else is served
 _TRANSIENT_BYTES = 4 << 20
@@ -138,10 +139,10 @@ class Outbox:
                 self._open[key] = frame_of_now
                 whole = frame_of_now.text  # one buffer: each text by itself would pin the 4 kB that orjson allots to it
                 whole += text
-                whole += b","
+                frame_of_now.count = count = frame_of_now.count + 1
+                whole += b"," if count % _PIECE else b"\n,"
                 if copies:
                     frame_of_now.buffers += copies
-                frame_of_now.count = count = frame_of_now.count + 1
                 frame_of_now.size = whole_size = frame_of_now.size + size
                 if whole_size >= _FRAME_TEXT or count >= self._most_in_frame:
                     del self._open[key]

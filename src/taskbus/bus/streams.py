@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Laggard", "Readers", "Rest", "Stream"]
 
-Rest = tuple[Sequence["Event"], int, int]
+Rest = tuple[Sequence["Event | None"], int, int]
 """Events of one frame, the index of the first that was not taken, and the size of the frame."""
 
 
@@ -38,7 +38,7 @@ class Laggard:
         """Whether nobody comes for what it keeps, and so nobody waits for more."""
         return isinstance(self.sink, Trail) and (self.rest is not None or self.sink.is_full)
 
-    def offer(self, events: Sequence[Event], start: int, nbytes: int) -> None:
+    def offer(self, events: Sequence[Event | None], start: int, nbytes: int) -> None:
         taken = self.sink.offer(events, start, nbytes)
         self.rest = (events, taken, nbytes) if taken < len(events) else None
 

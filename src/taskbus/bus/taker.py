@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from taskbus import frame
 from taskbus.bus.cursor import parse_id
+from taskbus.codec import decode
 from taskbus.errors import BusDenied, BusUnavailable, DecodeError
-from taskbus.types import Page
+from taskbus.types import LazyPage, Page
 
 if TYPE_CHECKING:
     from taskbus.bus.calls import Calls
@@ -40,7 +43,7 @@ class Admission(Protocol):
 
     def on_inbox(self, fields: dict[bytes, bytes]) -> None: ...
 
-    def offer(self, event: str, events: Sequence[Event], start: int, nbytes: int) -> list[tuple[Sink, int]]: ...
+    def offer(self, event: str, events: Sequence[Event | None], start: int, nbytes: int) -> list[tuple[Sink, int]]: ...
 
     def fall_behind(self, sink: Sink) -> int | None: ...
 
@@ -68,8 +71,11 @@ class Taker:
         self._blobs = blobs
         self._node = node
         self._warned: dict[str, float] = {}
+        self._lock = threading.Lock()
         self.rejected: Counter[str] = Counter()
         self.delivered = self.missed = self.repeated = 0
+        self.spoiled = 0
+        """How many of those that count as delivered could not be read when they were handed over."""
         self.gone_back: list[str] = []
         """Which streams turned out to count from an earlier number, in words."""
         self.part: Callable[[Stream, Cursor, EntryId, Sink, Rest], None] = lambda *args: None
@@ -116,7 +122,7 @@ class Taker:
             asks = asks or (is_wanted and cursor.is_new(head.producer, head.first, head.count))
         # Read before any cursor notes the frame: what cannot be fetched now is read again.
         refused: dict[int, DecodeError] = {}
-        page: Page | tuple[()] = ()
+        page: Page | LazyPage | tuple[()] = ()
         if head.elsewhere and head.producer == self._node.producer:
             asks = False
         if asks and (not head.only_to or self._node.matches(head.only_to)):
@@ -142,15 +148,18 @@ class Taker:
 
     def _page(
         self, stream: Stream, at: EntryId, head: frame.Frame, refused: dict[int, DecodeError], until: float | None
-    ) -> Page:
+    ) -> Page | LazyPage:
         """The events of a frame, less those that are ``refused``."""
         try:
+            if head.count > frame.PIECE and (pieces := frame.pieces(head, secret=self._config.secret)):
+                read = partial(self._read_piece, pieces, head.count, _name(stream, at), set())
+                return LazyPage(head.count, at, frame.PIECE, read)
             events = self._read(head, refused, until)
         except DecodeError as error:
             error.__dict__["events"] = head.count
             raise
         for problem in refused.values():
-            self.reject(problem, f"event {stream.event!r} in entry {at[0]}-{at[1]}")
+            self.reject(problem, _name(stream, at))
         if not refused:
             return Page(events, at)
         kept = [index for index in range(len(events)) if index not in refused]
@@ -183,6 +192,30 @@ class Taker:
         blob = self._fetch(head, until) if head.blob is not None else None
         return frame.events(head, blob, secret=self._config.secret, allow_pickle=allow_pickle, refused=refused)
 
+    def _read_piece(self, pieces: list[bytes], count: int, what: str, told: set[int], index: int) -> list[Event | None]:
+        """On whatever thread hands these events over; what is wrong with them is ``told`` once."""
+        expected = min(frame.PIECE, count - index * frame.PIECE)
+        refused: dict[int, DecodeError] = {}
+        events: list[Event | None] = []
+        try:
+            events += decode(pieces[index], (), refused=refused)
+            if len(events) != expected:
+                raise DecodeError(f"malformed frame: {len(events)} events instead of {expected}", reason="malformed")
+        except DecodeError as error:
+            refused = dict.fromkeys(range(expected), error)
+            events = [None] * expected
+        if refused:
+            with self._lock:
+                is_new = index not in told
+                told.add(index)
+                self.spoiled += is_new * len(refused)
+            for at in refused:
+                events[at] = None
+            if is_new:
+                for problem in dict.fromkeys(refused.values()):
+                    self.reject(problem, what)
+        return events
+
     def _fetch(self, head: frame.Frame, until: float | None) -> bytes | memoryview:
         blob = head.blob or ""
         timeout = self._config.op_timeout + head.blob_size / _SLOWEST if until is None else until - time.monotonic()
@@ -201,7 +234,8 @@ class Taker:
     def reject(self, error: DecodeError, what: str) -> None:
         """Count what is not ours, and log it at most once a second for each reason."""
         reason = error.__dict__.get("reason", "malformed")
-        self.rejected[reason] += 1
+        with self._lock:
+            self.rejected[reason] += 1
         self.warn(reason, "%s was rejected: %s", what, error)
 
     def warn(self, topic: str, text: str, *args: object, every: float = 1.0) -> None:
@@ -209,3 +243,7 @@ class Taker:
         if now - self._warned.get(topic, -every) >= every:
             self._warned[topic] = now
             log.warning(text, *args)
+
+
+def _name(stream: Stream, at: EntryId) -> str:
+    return f"event {stream.event!r} in entry {at[0]}-{at[1]}"
