@@ -100,7 +100,7 @@ class Taker:
                 self.reject(error, f"entry {entry_id.decode()} of event {stream.event!r}")
                 for cursor in cursors:
                     if missing := cursor.pass_rejected(at[1], error.__dict__.get("events")):
-                        self.note_missed(stream.event, missing)
+                        self._note_gap(stream, at[1] - missing, at[1])
             for cursor in cursors:
                 if cursor.at < at:
                     cursor.at = at
@@ -175,12 +175,17 @@ class Taker:
         if at[0] == cursor.after[0]:
             start = max(start, cursor.first_wanted(at, head.count))
         if missing > 0:
-            self.note_missed(stream.event, missing)
+            self._note_gap(stream, at[1] - missing, at[1])
         elif missing < 0 and start < head.count:
             self.gone_back.append(
                 f"event {stream.event!r} is counted from {at[1]} again, this node had read up to {at[1] - missing - 1}"
             )
         return start
+
+    def _note_gap(self, stream: Stream, start: int, end: int) -> None:
+        """These ordinals are missing, up to before ``end``; what another cursor has found missing was counted."""
+        if count := stream.tell(start, end):
+            self.note_missed(stream.event, count)
 
     def note_missed(self, event: str, count: int) -> None:
         """Count and log a gap."""
