@@ -50,13 +50,13 @@ class Page(list[Event]):
 class LazyPage(Sequence["Event | None"]):
     """The same for an entry of many events, which are read piece by piece, and each time anew, as they are handed over.
 
-    ``read`` gives the piece of that index, ``size`` events of it and the rest in the last one; ``None`` stands for one
-    that cannot be read.
+    ``read`` gives the piece of that index, ``size`` events and the rest in the last one, and whether all could be read;
+    ``None`` stands for one that could not.
     """
 
     __slots__ = ("_count", "_entry", "_last", "_read", "size")
 
-    def __init__(self, count: int, entry: Place, size: int, read: Callable[[int], list[Event | None]]) -> None:
+    def __init__(self, count: int, entry: Place, size: int, read: Callable[[int], tuple[list[Any], bool]]) -> None:
         self.size = size
         self._count = count
         self._entry = entry
@@ -70,13 +70,16 @@ class LazyPage(Sequence["Event | None"]):
         at, offset = divmod(range(self._count)[index], self.size)
         last = self._last
         if last[0] != at:
-            last = self._last = at, self._read(at)
+            last = self._last = at, self._read(at)[0]
         return last[1][offset]
 
     def open(self, start: int, end: int) -> list[Event]:
         """Those from ``start`` to before ``end``, which are of one piece."""
         at, offset = divmod(start, self.size)
-        return [event for event in self._read(at)[offset : offset + end - start] if event is not None]
+        events, is_whole = self._read(at)
+        if not is_whole or len(events) > end - start:
+            events = [event for event in events[offset : offset + end - start] if event is not None]
+        return events
 
     def place(self, index: int) -> Place:
         """Where the event at this index stands."""

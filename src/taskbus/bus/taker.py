@@ -197,13 +197,15 @@ class Taker:
         blob = self._fetch(head, until) if head.blob is not None else None
         return frame.events(head, blob, secret=self._config.secret, allow_pickle=allow_pickle, refused=refused)
 
-    def _read_piece(self, pieces: list[bytes], count: int, what: str, told: set[int], index: int) -> list[Event | None]:
+    def _read_piece(
+        self, pieces: list[bytes], count: int, what: str, told: set[int], index: int
+    ) -> tuple[list[Any], bool]:
         """On whatever thread hands these events over; what is wrong with them is ``told`` once."""
         expected = min(frame.PIECE, count - index * frame.PIECE)
         refused: dict[int, DecodeError] = {}
-        events: list[Event | None] = []
+        events: Any
         try:
-            events += decode(pieces[index], (), refused=refused)
+            events = decode(pieces[index], (), refused=refused)
             if len(events) != expected:
                 raise DecodeError(f"malformed frame: {len(events)} events instead of {expected}", reason="malformed")
         except DecodeError as error:
@@ -219,7 +221,7 @@ class Taker:
             if is_new:
                 for problem in dict.fromkeys(refused.values()):
                     self.reject(problem, what)
-        return events
+        return events, not refused
 
     def _fetch(self, head: frame.Frame, until: float | None) -> bytes | memoryview:
         blob = head.blob or ""
