@@ -123,7 +123,7 @@ def test_p0_38_a_forged_entry_in_the_place_of_the_next_one(
 
 def test_p0_38_a_part_of_an_entry_that_cannot_be_read(redis_server: RedisServer, nodes: MakeNode, run_id: str) -> None:
     """Found out as it is handed over: counted once, however many listen, and the rest of the entry arrives."""
-    a, b = nodes("a"), nodes("b", "numbers")
+    b = nodes("b", "numbers")
     late: list[Any] = []
     once: list[Any] = []
     trail = Task().start(router=b.router)
