@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from taskbus.bus.backoff import Backoff
@@ -59,11 +58,12 @@ class Calls:
 
     def _attempt(self, use: Any, timeout: float | None) -> Any:
         deadline = time.monotonic() + (self._deadline if timeout is None else timeout)
-        backoff = Backoff()
+        backoff: Backoff | None = None
         while True:
             try:
                 return self._once(use, deadline)
             except BusUnavailable as error:
+                backoff = backoff or Backoff()
                 delay = backoff.next()
                 if time.monotonic() + delay >= deadline or self._stopping.wait(delay):
                     raise error
@@ -92,8 +92,10 @@ class Calls:
         finally:
             if self._is_closed:
                 self._wire.close()
-            with suppress(RuntimeError):  # it is not held here: it was not free in time, or a signal handler has raised
+            try:
                 self._lock.release()
+            except RuntimeError:
+                pass  # it is not held here: it was not free in time, or a signal handler has raised
 
     def close(self) -> None:
         """Close the wire for good; a call that is under way in another thread ends with ``BusUnavailable``."""

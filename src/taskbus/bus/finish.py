@@ -56,8 +56,9 @@ class Finish:
 
     def retry(self, timeout: float = 1.0) -> None:
         """Write a pending finish, if Redis can be reached, and this node still has its place."""
-        with suppress(Fenced):  # which was told where it was found out
-            self._try(timeout)
+        if self.is_pending:
+            with suppress(Fenced):  # which was told where it was found out
+                self._try(timeout)
 
     def _try(self, timeout: float) -> None:
         """Write it, one thread at a time: the heartbeat comes here too.

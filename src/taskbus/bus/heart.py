@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from redis.exceptions import ResponseError
 
 from taskbus.errors import BusDenied, BusError, Fenced
-from taskbus.types import RouterStats
 
 if TYPE_CHECKING:
     from taskbus.bus.registry import Registry
@@ -70,7 +69,8 @@ class Heart:
         self.watches: Callable[[], bool] = lambda: False
         """Whether somebody here wants to hear of dead nodes."""
         self.is_healthy: Callable[[], bool] = lambda: True
-        self.stats: Callable[[], RouterStats] = RouterStats
+        self.counts: Callable[[], tuple[int, int, int, int]] = lambda: (0, 0, 0, 0)
+        """Its lag, and how many events it has missed, how many it has rejected, how often it has reconnected."""
         self.recover: Callable[[], None] = lambda: None
         self.on_fenced: Callable[[BusError], None] = lambda error: None
         self.on_denied: Callable[[BusDenied], None] = lambda error: None
@@ -139,9 +139,7 @@ class Heart:
     def _beat(self) -> None:
         now = time.monotonic()
         registry = self._registry
-        stats = self.stats()
-        counts = (stats.lag, stats.missed, sum(stats.rejected.values()), stats.reconnects)
-        state: tuple[str | int, ...] = (registry.role, registry.step, int(self.is_healthy()), *counts)
+        state: tuple[str | int, ...] = (registry.role, registry.step, int(self.is_healthy()), *self.counts())
         finished = registry.finish
         looks = self.watches() and now - self._looked > 1.5 * self._config.heartbeat
         if state != self._written:

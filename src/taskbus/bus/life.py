@@ -26,7 +26,7 @@ from taskbus.bus.keys import Keys
 from taskbus.bus.policy import warn_of_eviction
 from taskbus.bus.reader import Reader
 from taskbus.bus.registry import Registry, finish_from
-from taskbus.bus.tally import tally
+from taskbus.bus.tally import counts, tally
 from taskbus.bus.writer import Writer
 from taskbus.config import check_reach
 from taskbus.errors import BusDenied, BusError, BusUnavailable, Fenced, NotStarted
@@ -132,7 +132,7 @@ class Life:
         self.writer.epoch = lambda: self.registry.epoch
         self.loop.on_room = lambda event: reader.wake()
         heart.is_healthy = self.is_healthy
-        heart.stats = self.stats
+        heart.counts = lambda: counts(self)
         heart.on_fenced = self.writer.on_fenced = self._fenced
         heart.on_denied = reader.on_denied = self._denied
         heart.on_silence = self.channels.suspect

@@ -104,6 +104,7 @@ class Wire:
         self._socket: Any = None
         self._is_plain = False  # no TLS, and nothing of a test's in between
         self._descriptor = -1
+        self._poll: Any = None
         self._limit: float | None = -1.0  # of the socket; none yet
         self._reader: Any = None
         self._buffer = bytearray(_READ_SIZE)
@@ -140,7 +141,10 @@ class Wire:
             if self._is_plain:
                 sock.settimeout(None)
             self._set_timeout(self.timeout)
-            self._descriptor = sock.fileno() if self._is_plain else -1
+            if self._is_plain:
+                self._descriptor = sock.fileno()
+                self._poll = select.poll()
+                self._poll.register(self._descriptor, select.POLLIN)
             self._reader = hiredis.Reader(
                 protocolError=driver.InvalidResponse, replyError=DefaultParser.parse_error, notEnoughData=NOTHING
             )
@@ -168,12 +172,12 @@ class Wire:
             if self._socket is None:
                 self._connection.send_packed_command(list(parts), check_health=False)
                 return
-            self._mind_deadline()
             if not self._is_plain:
                 self._send_by_pieces(parts)
             elif len(parts) == 1:
-                self._socket.sendall(parts[0])
+                self._send_one(parts[0])
             else:
+                self._mind_deadline()
                 self._send_together(parts)
         except Exception as error:  # noqa: BLE001 the in-process server lets errors of all kinds through
             self._broken(error)
@@ -191,6 +195,16 @@ class Wire:
             if error.errno is None:
                 raise  # a signal handler's
             return False  # the end of the connection, which the owner finds out
+
+    def _send_one(self, part: Part) -> None:
+        """What the system takes at once needs no timeout, each of which is two calls of the system."""
+        try:
+            sent = self._socket.send(part, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(part):
+            self._mind_deadline()
+            self._socket.sendall(memoryview(part)[sent:])
 
     def _send_together(self, parts: Sequence[Part]) -> None:
         for start in range(0, len(parts), _TOGETHER):
@@ -255,9 +269,14 @@ class Wire:
             return True
 
     def _receive(self, room: bytearray | memoryview, flags: int = 0) -> int:
-        self._mind_deadline()
         if self.deadline is not None and self._is_plain:
             self._await_news(self.deadline - time.monotonic())
+            if flags:
+                self._mind_deadline()
+            else:
+                flags = socket.MSG_DONTWAIT
+        else:
+            self._mind_deadline()
         count: int = self._socket.recv_into(room, 0, flags)
         if not count:
             raise driver.ConnectionError("the connection was closed")
@@ -266,10 +285,8 @@ class Wire:
 
     def _await_news(self, left: float) -> None:
         """Each signal that comes to this thread would begin the system's timeout anew, but not that of a poll."""
-        poll = select.poll()
-        poll.register(self._descriptor, select.POLLIN)
         limit = left if self.timeout is None else min(left, self.timeout)
-        if not poll.poll(max(0.0, limit) * 1000):
+        if limit <= 0 or not self._poll.poll(limit * 1000):
             raise driver.TimeoutError("timed out")
 
     def _read_large(self, count: int) -> memoryview | None:
