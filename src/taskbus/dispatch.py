@@ -190,13 +190,13 @@ class EventLoop:
         if full is not None:
             raise full
 
-    def offer(self, event: str, events: Sequence[Event | None], start: int, nbytes: int) -> list[tuple[Sink, int]]:
-        """Give ``events[start:]``, the events of one frame of ``nbytes`` bytes, to every ready sink; never blocks.
+    def offer(self, sinks: Sequence[Sink], events: Sequence[Event], start: int, nbytes: int) -> list[tuple[Sink, int]]:
+        """Give ``events[start:]``, the events of one frame of ``nbytes`` bytes, to those that are ready; never blocks.
 
         Returns the sinks that had no room for all, each with the index of the first event that it did not take.
         """
         full: list[tuple[Sink, int]] = []
-        for sink in self.table.get(event, ()):
+        for sink in sinks:
             if sink.ready:
                 taken = sink.offer(events, start, nbytes)
                 if taken < len(events):

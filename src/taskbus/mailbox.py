@@ -65,10 +65,8 @@ class ErrorBox:
         raise errors[0]
 
 
-def _opener(events: Sequence[Event | None], start: int, end: int) -> Callable[[], list[Event]]:
-    if isinstance(events, LazyPage):
-        return functools.partial(events.open, start, end)
-    return [event for event in events[start:end] if event is not None].copy
+def _opener(events: Sequence[Event], start: int, end: int) -> Callable[[], list[Event]]:
+    return functools.partial(events.open, start, end) if isinstance(events, LazyPage) else list(events[start:end]).copy
 
 
 class Host(Protocol):
@@ -125,6 +123,7 @@ class Listener:
         self.event = event
         self.fn = fn
         self.ready = True
+        self.by_pieces = not once
         self.awake = False
         """A delivery thread has this listener; changed by the host alone."""
         self.call: Event | None = None
@@ -208,14 +207,10 @@ class Listener:
             self._host.remove(self)
             self._mail.append(event)
 
-    def offer(self, events: Sequence[Event | None], start: int, nbytes: int) -> int:
+    def offer(self, events: Sequence[Event], start: int, nbytes: int) -> int:
         with self._room:
             if self._once:
-                first = next(
-                    (one for one in map(events.__getitem__, range(start, len(events))) if one is not None), None
-                )
-                if first is not None:
-                    self._take_once(first)
+                self._take_once(events[start])
                 taken = len(events)
             elif self._closed:
                 taken = len(events)
@@ -226,7 +221,7 @@ class Listener:
         self._ask_for_thread()
         return taken
 
-    def _take_chunks(self, events: Sequence[Event | None], start: int, nbytes: int) -> int:
+    def _take_chunks(self, events: Sequence[Event], start: int, nbytes: int) -> int:
         if self._bytes and self._bytes + nbytes > self._max_bytes:
             return start
         end = min(len(events), start + self._max_events - self.depth)
@@ -287,7 +282,11 @@ class Listener:
                 self._relieve()
 
     def _deliver_chunk(self, fn: Callable[..., Any], chunk: _Chunk) -> None:
-        events = chunk.open()
+        try:
+            events = chunk.open()
+        except BaseException as error:  # noqa: BLE001
+            self._failed(error)
+            events = []
         with self._room:
             if self._closed:
                 return

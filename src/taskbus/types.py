@@ -47,43 +47,31 @@ class Page(list[Event]):
         return ms, ordinal + (index if self.indexes is None else self.indexes[index])
 
 
-class LazyPage(Sequence["Event | None"]):
-    """The same for an entry of many events, which are read piece by piece, and each time anew, as they are handed over.
+class LazyPage(Sequence[Event]):
+    """The same for an entry of many events, which ``read`` piece by piece, and each time anew, as they are handed over.
 
-    ``read`` gives the piece of that index, ``size`` events and the rest in the last one, and whether all could be read;
-    ``None`` stands for one that could not.
+    Each piece has ``size`` events and the last one the rest; none, if it turns out that it cannot be read.
     """
 
-    __slots__ = ("_count", "_entry", "_last", "_read", "size")
+    __slots__ = ("_count", "_read", "size")
 
-    def __init__(self, count: int, entry: Place, size: int, read: Callable[[int], tuple[list[Any], bool]]) -> None:
+    def __init__(self, count: int, size: int, read: Callable[[int], list[Event]]) -> None:
         self.size = size
         self._count = count
-        self._entry = entry
         self._read = read
-        self._last: tuple[int, list[Event | None]] = (-1, [])
 
     def __len__(self) -> int:
         return self._count
 
     def __getitem__(self, index: Any) -> Any:
         at, offset = divmod(range(self._count)[index], self.size)
-        last = self._last
-        if last[0] != at:
-            last = self._last = at, self._read(at)[0]
-        return last[1][offset]
+        return self._read(at)[offset]
 
     def open(self, start: int, end: int) -> list[Event]:
         """Those from ``start`` to before ``end``, which are of one piece."""
         at, offset = divmod(start, self.size)
-        events, is_whole = self._read(at)
-        if not is_whole or len(events) > end - start:
-            events = [event for event in events[offset : offset + end - start] if event is not None]
-        return events
-
-    def place(self, index: int) -> Place:
-        """Where the event at this index stands."""
-        return self._entry[0], self._entry[1] + index
+        events = self._read(at)
+        return events if len(events) == end - start else events[offset : offset + end - start]
 
 
 Since = str
@@ -169,11 +157,13 @@ class Sink(Protocol):
 
     event: str
     ready: bool
+    by_pieces: bool
+    """Whether it takes the events of a large entry one after another, so that they need not all be read before."""
 
     def put(self, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float) -> None:
         """Take an event emitted in this process; waits up to ``timeout`` seconds for room, then ``BusUnavailable``."""
 
-    def offer(self, events: Sequence[Event | None], start: int, nbytes: int) -> int:
+    def offer(self, events: Sequence[Event], start: int, nbytes: int) -> int:
         """Take ``events[start:]`` as far as there is room, without blocking; return the index of the next."""
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from taskbus.types import LazyPage, Page
+from taskbus.types import Page
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,6 +24,7 @@ LEAST_TRY: Final = 0.25
 class Waiter:
     """Resolves at its first event, once, whoever comes first: an event, :meth:`cancel` or the timeout."""
 
+    by_pieces = False
     __slots__ = (
         "_claim",
         "_event",
@@ -109,12 +110,8 @@ class Waiter:
             if (alarm := self.alarm) is not None:  # which may be taken off meanwhile
                 alarm()
 
-    def offer(self, events: Sequence[Event | None], start: int, nbytes: int) -> int:
-        for index in range(start, len(events)):
-            event = events[index]
-            if event is not None:
-                self.resolve(event, _place(events, index))
-                break
+    def offer(self, events: Sequence[Event], start: int, nbytes: int) -> int:
+        self.resolve(events[start], _place(events, start))
         return len(events)
 
     def close(self) -> None:
@@ -147,6 +144,7 @@ class Trail:
     ) -> None:
         self.event = event
         self.ready = True
+        self.by_pieces = False
         self._max_events = max_events
         self._max_bytes = max_bytes
         self._on_missed = on_missed
@@ -263,16 +261,14 @@ class Trail:
         if is_full and self._on_full is not None:
             self._on_full(self)
 
-    def offer(self, events: Sequence[Event | None], start: int, nbytes: int) -> int:
+    def offer(self, events: Sequence[Event], start: int, nbytes: int) -> int:
         share, taken = nbytes // len(events), len(events)
         with self._lock:
             for index in range(start, len(events)):
                 if self.is_full:
                     self._refused, taken = True, index
                     break
-                event = events[index]
-                if event is not None:
-                    self._take(event, _place(events, index), share)
+                self._take(events[index], _place(events, index), share)
             self._refused |= self.is_full  # nothing more is read for it
         return taken
 
@@ -304,8 +300,8 @@ class Trail:
         self.cancel()
 
 
-def _place(events: Sequence[Event | None], index: int) -> Place | None:
-    return events.place(index) if isinstance(events, Page | LazyPage) else None
+def _place(events: Sequence[Event], index: int) -> Place | None:
+    return events.place(index) if isinstance(events, Page) else None
 
 
 def _seconds_until(deadline: float) -> float:

@@ -154,6 +154,17 @@ def fill(router: Router) -> None:
         pass
 
 
+def test_what_has_gathered_takes_few_round_trips_to_a_server_far_away(
+    redis_server: RedisServer, proxy: Proxy, run_id: str
+) -> None:
+    with Router(proxy.url, run_id=run_id, stop_timeout=12, op_timeout=10) as router:
+        proxy.delay(0.5)
+        for number in range(9900):
+            router.emit("x", number, only_to="node.*" if number % 2 else None)  # a frame each
+        assert router.stop() == 0
+        proxy.heal()
+
+
 def test_p0_23_two_stops_at_once(redis_server: RedisServer, run_id: str) -> None:
     router = Router(redis_server.url, run_id=run_id).start()
     redis_server.freeze()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from taskbus.bus.cursor import Cursor
+from taskbus.bus.cursor import Cursor, Gaps
 from taskbus.errors import ConfigError
 
 
@@ -60,3 +60,12 @@ def test_what_a_forged_entry_took_up_of_the_numbering_is_no_step_back() -> None:
 def test_what_is_no_point_to_begin_at_is_refused(wrong: object) -> None:
     with pytest.raises(ConfigError, match=r"since must be .*'last' \(in the wait_for of a task\), or the id"):
         Cursor.since(wrong, (0, 0))  # type: ignore[arg-type]  # wrong on purpose
+
+
+def test_a_gap_counts_once_however_many_find_parts_of_it() -> None:
+    gaps = Gaps()
+    seen: set[int] = set()
+    for start, end in ((10, 20), (10, 20), (30, 40), (15, 35), (1, 5), (0, 50), (50, 50), (49, 60)):
+        new = set(range(start, end)) - seen
+        assert gaps.tell(start, end) == len(new)
+        seen |= new

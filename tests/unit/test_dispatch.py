@@ -139,7 +139,7 @@ def test_off_inside_the_listener_stops_it_and_no_other(loop: EventLoop) -> None:
 
     loop.on("x", once_only)
     loop.on("x", lambda number: got.append(f"b{number}"))
-    loop.offer("x", [((number,), {}) for number in range(3)], 0, 0)
+    loop.offer(loop.sinks("x"), [((number,), {}) for number in range(3)], 0, 0)
     loop.drain(5)
     assert sorted(got) == ["a0", "b0", "b1", "b2"]
 
@@ -217,7 +217,7 @@ def test_an_error_is_logged_kept_and_raised_at_the_next_emit(
 
     loop.on("x", bad)
     loop.on("x", good.append)
-    loop.offer("x", [((number,), {}) for number in range(1000)], 0, 0)
+    loop.offer(loop.sinks("x"), [((number,), {}) for number in range(1000)], 0, 0)
     loop.drain(5)
     assert good == list(range(1000))
     assert len(caplog.records) == 100
@@ -241,7 +241,7 @@ def test_an_error_is_raised_to_who_emits_and_not_into_other_listeners(loop: Even
     loop.on("x", fail)
     loop.on("x", pass_on)
     loop.on("y", got.append)
-    loop.offer("x", [((number,), {}) for number in range(100)], 0, 0)
+    loop.offer(loop.sinks("x"), [((number,), {}) for number in range(100)], 0, 0)
     loop.drain(5)
     assert got == list(range(100))
     with pytest.raises(ValueError, match="0"):
@@ -263,13 +263,13 @@ def test_a_full_listener_says_what_it_has_not_taken_and_when_there_is_room(loop:
     loop.attach(full)
     loop.attach(Listener(loop, "x", fast.append, ignore))
     events: list[Any] = [((number,), {}) for number in range(30)]
-    assert loop.offer("x", events[:5], 0, 0) == []
-    [(listener, taken)] = loop.offer("x", events, 5, 0)
+    assert loop.offer(loop.sinks("x"), events[:5], 0, 0) == []
+    [(listener, taken)] = loop.offer(loop.sinks("x"), events, 5, 0)
     assert listener is full
     assert 10 <= taken <= 11  # one of a frame may be under way
     until(lambda: len(fast) == 30)
     assert full.offer(events, taken, 0) == taken
-    assert loop.offer("y", events, 0, 0) == []
+    assert loop.offer(loop.sinks("y"), events, 0, 0) == []
     assert room == []
     gate.release(taken)
     until(lambda: room == ["x"])
@@ -308,11 +308,11 @@ def test_bytes_bound_a_mailbox_and_one_frame_of_any_size_fits(loop: EventLoop) -
 
     listener = Listener(loop, "x", wait_at_the_gate, ignore, max_bytes=1000)
     loop.attach(listener)
-    assert loop.offer("x", [((0,), {}), ((1,), {})], 0, 5000) == []
-    assert loop.offer("x", [((2,), {})], 0, 10) == [(listener, 0)]
+    assert loop.offer(loop.sinks("x"), [((0,), {}), ((1,), {})], 0, 5000) == []
+    assert loop.offer(loop.sinks("x"), [((2,), {})], 0, 10) == [(listener, 0)]
     gate.release(3)
     until(lambda: room)
-    assert loop.offer("x", [((2,), {})], 0, 10) == []
+    assert loop.offer(loop.sinks("x"), [((2,), {})], 0, 10) == []
     until(lambda: got == [0, 1, 2])
 
 
@@ -362,7 +362,7 @@ def test_a_sink_that_catches_up_takes_what_stays_in_the_process_and_nothing_that
     waiter = Waiter("x")
     waiter.ready = False
     loop.attach(waiter)
-    assert loop.offer("x", [((2,), {})], 0, 0) == []
+    assert loop.offer(loop.sinks("x"), [((2,), {})], 0, 0) == []
     loop.emit("x", 3)
     assert waiter.wait(time.monotonic()) == ((3,), {})
 
@@ -504,7 +504,7 @@ def test_errors_beyond_the_bound_are_counted(loop: EventLoop, caplog: pytest.Log
         raise ValueError(number)
 
     loop.on("x", fail)
-    loop.offer("x", [((number,), {}) for number in range(250)], 0, 0)
+    loop.offer(loop.sinks("x"), [((number,), {}) for number in range(250)], 0, 0)
     loop.drain(5)
     with pytest.raises(ValueError, match="^0") as raised:
         loop.emit("x", 1)

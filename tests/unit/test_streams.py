@@ -40,14 +40,3 @@ def test_who_was_full_in_the_middle_of_a_page_has_not_caught_up_although_it_has_
     trail.join(Waiter("x"))
     stream.merge(node, readers, (2, 2))
     assert node.merged == [trail]
-
-
-def test_a_gap_counts_once_however_many_find_parts_of_it() -> None:
-    stream = Stream("x", b"events:x")
-    seen: set[int] = set()
-    for start, end in ((10, 20), (10, 20), (30, 40), (15, 35), (1, 5), (0, 50), (50, 50), (49, 60)):
-        new = set(range(start, end)) - seen
-        assert stream.tell(start, end) == len(new)
-        seen |= new
-    stream.rewind()
-    assert stream.tell(0, 10) == 10

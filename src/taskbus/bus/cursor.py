@@ -6,12 +6,13 @@ import re
 
 from taskbus.errors import ConfigError
 
-__all__ = ["Cursor", "EntryId", "format_id", "parse_id"]
+__all__ = ["Cursor", "EntryId", "Gaps", "format_id", "parse_id"]
 
 EntryId = tuple[int, int]
 
 _ID = re.compile(r"(\d{1,20})-(\d{1,20})\Z")
 _PRODUCERS = 10_000
+_GAPS = 100
 
 
 def parse_id(entry_id: bytes) -> EntryId:
@@ -128,3 +129,21 @@ class Cursor:
         cursor.began = self.began
         cursor.seen = self.seen
         return cursor
+
+
+class Gaps:
+    """Which ordinals of a stream were counted as missing, by whoever stands in it."""
+
+    __slots__ = ("_told",)
+
+    def __init__(self) -> None:
+        self._told: list[tuple[int, int]] = []  # which do not touch
+
+    def tell(self, start: int, end: int) -> int:
+        """How many of those from ``start`` to before ``end`` were not counted before; now they are."""
+        apart = [(a, b) for a, b in self._told if b < start or a > end]
+        near = [gap for gap in self._told if gap not in apart]
+        known = sum(min(end, b) - max(start, a) for a, b in near)
+        whole = min([start, *[a for a, _ in near]]), max([end, *[b for _, b in near]])
+        self._told = [*apart[-_GAPS:], whole]
+        return end - start - known

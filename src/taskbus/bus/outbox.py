@@ -25,7 +25,7 @@ __all__ = ["OpenFrame", "Outbox"]
 _FRAME_TEXT = 64 * 1024  # about 1000 small events; of frames four times as long each costs a third more to decode
 _PIECE = frame.PIECE
 _BATCH_BYTES = 8 << 20
-_BATCH_FRAMES = 500  # some ms of the server's time, in which nobody else is served
+_BATCH_FRAMES = 2500  # some 30 ms of the server's time, in which nobody else is served
 _TRANSIENT_BYTES = 4 << 20
 
 

@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Laggard", "Readers", "Rest", "Stream"]
 
-_GAPS_KNOWN = 100
-
-Rest = tuple[Sequence["Event | None"], int, int]
+Rest = tuple[Sequence["Event"], int, int]
 """Events of one frame, the index of the first that was not taken, and the size of the frame."""
 
 
@@ -40,7 +38,7 @@ class Laggard:
         """Whether nobody comes for what it keeps, and so nobody waits for more."""
         return isinstance(self.sink, Trail) and (self.rest is not None or self.sink.is_full)
 
-    def offer(self, events: Sequence[Event | None], start: int, nbytes: int) -> None:
+    def offer(self, events: Sequence[Event], start: int, nbytes: int) -> None:
         taken = self.sink.offer(events, start, nbytes)
         self.rest = (events, taken, nbytes) if taken < len(events) else None
 
@@ -52,7 +50,7 @@ class Laggard:
 class Stream:
     """One subscribed event name."""
 
-    __slots__ = ("event", "key", "laggards", "listened", "scope", "shared", "told", "wrong")
+    __slots__ = ("event", "key", "laggards", "listened", "scope", "shared", "wrong")
 
     def __init__(self, event: str, key: bytes) -> None:
         self.event = event
@@ -60,7 +58,6 @@ class Stream:
         self.scope = key.decode()
         self.shared: Cursor | None = None
         self.laggards: list[Laggard] = []
-        self.told: list[tuple[int, int]] = []  # the gaps that were counted, which do not touch
         self.wrong = False  # the key holds something else than a stream
         self.listened = time.monotonic()
 
@@ -101,18 +98,8 @@ class Stream:
                 self.shared = laggard.cursor
         self.laggards = left
 
-    def tell(self, start: int, end: int) -> int:
-        """How many ordinals from ``start`` to before ``end`` were not counted as missing; now they are."""
-        apart = [(a, b) for a, b in self.told if b < start or a > end]
-        near = [gap for gap in self.told if gap not in apart]
-        known = sum(min(end, b) - max(start, a) for a, b in near)
-        whole = min([start, *[a for a, _ in near]]), max([end, *[b for _, b in near]])
-        self.told = [*apart[-_GAPS_KNOWN:], whole]
-        return end - start - known
-
     def rewind(self, last: EntryId | None = None) -> None:
         """Have everybody read again; ``last`` is where the stream ends if it is still the same."""
-        self.told = []
         if self.shared is not None:
             self.shared = self.shared.rewound(last)
         for laggard in self.laggards:

@@ -149,6 +149,7 @@ class Subscriptions:
         with self._lock:
             for stream in self._streams.values():
                 stream.rewind()
+                self.taker.forget_gaps(stream.event)
             self._inbox_cursor.at = (0, 0)
             self._rewinds += 1
             self._plan = None
@@ -247,6 +248,7 @@ class Subscriptions:
                 if 0 <= count < read or any((0, 0) != last < cursor.at for cursor in cursors):
                     lost.append(f"event {stream.event!r} ends at {count}, this node had read up to {read}")
                     stream.rewind(last)
+                    self.taker.forget_gaps(stream.event)
                     self._plan = None
         if lost:
             self._node.on_state_loss("; ".join(lost))

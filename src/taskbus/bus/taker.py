@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from taskbus import frame
-from taskbus.bus.cursor import parse_id
+from taskbus.bus.cursor import Gaps, parse_id
 from taskbus.codec import decode
 from taskbus.errors import BusDenied, BusUnavailable, DecodeError
 from taskbus.types import LazyPage, Page
@@ -43,7 +43,11 @@ class Admission(Protocol):
 
     def on_inbox(self, fields: dict[bytes, bytes]) -> None: ...
 
-    def offer(self, event: str, events: Sequence[Event | None], start: int, nbytes: int) -> list[tuple[Sink, int]]: ...
+    def sinks(self, event: str) -> Sequence[Sink]: ...
+
+    def offer(
+        self, sinks: Sequence[Sink], events: Sequence[Event], start: int, nbytes: int
+    ) -> list[tuple[Sink, int]]: ...
 
     def fall_behind(self, sink: Sink) -> int | None: ...
 
@@ -73,9 +77,8 @@ class Taker:
         self._warned: dict[str, float] = {}
         self._lock = threading.Lock()
         self.rejected: Counter[str] = Counter()
+        self._gaps: dict[str, Gaps] = {}
         self.delivered = self.missed = self.repeated = 0
-        self.spoiled = 0
-        """How many of those that count as delivered could not be read when they were handed over."""
         self.gone_back: list[str] = []
         """Which streams turned out to count from an earlier number, in words."""
         self.part: Callable[[Stream, Cursor, EntryId, Sink, Rest], None] = lambda *args: None
@@ -114,9 +117,13 @@ class Taker:
         shared = readers.shared
         if shared is not None and shared.at >= at:
             shared = None
-        listens = shared is not None and head.producer != self._node.producer and self._node.is_listened(stream.event)
+        sinks: list[Sink] = []
+        if shared is not None and head.producer != self._node.producer:
+            sinks = [sink for sink in self._node.sinks(stream.event) if sink.ready]
         laggards = [(one, cursor) for one, cursor in readers.laggards if cursor.at < at] if readers.laggards else ()
-        asks = listens and shared is not None and shared.is_new(head.producer, head.first, head.count)
+        asks = bool(sinks) and shared is not None and shared.is_new(head.producer, head.first, head.count)
+        # For a single one, and no function of others called for it: so all listeners have the same values, read once.
+        by_pieces = head.count > frame.PIECE and not laggards and len(sinks) == 1 and sinks[0].by_pieces
         for _, cursor in laggards:
             is_wanted = cursor.first_wanted(at, head.count) < head.count
             asks = asks or (is_wanted and cursor.is_new(head.producer, head.first, head.count))
@@ -126,15 +133,15 @@ class Taker:
         if head.elsewhere and head.producer == self._node.producer:
             asks = False
         if asks and (not head.only_to or self._node.matches(head.only_to)):
-            page = self._page(stream, at, head, refused, until)
+            page = self._page(stream, at, head, refused, until, by_pieces)
         nbytes = max(len(fields[1]), head.blob_size)
         if shared is not None:
             start = self._admit(stream, shared, at, head)
             if refused:
                 start -= sum(index < start for index in refused)
-            if listens and start < len(page):
+            if sinks and start < len(page):
                 self.delivered += len(page) - start
-                for sink, taken in self._node.offer(stream.event, page, start, nbytes):
+                for sink, taken in self._node.offer(sinks, page, start, nbytes):
                     self.part(stream, shared, at, sink, (page, taken, nbytes))
         late = 0
         for laggard, cursor in laggards:
@@ -147,13 +154,19 @@ class Taker:
             self.delivered += late
 
     def _page(
-        self, stream: Stream, at: EntryId, head: frame.Frame, refused: dict[int, DecodeError], until: float | None
+        self,
+        stream: Stream,
+        at: EntryId,
+        head: frame.Frame,
+        refused: dict[int, DecodeError],
+        until: float | None,
+        by_pieces: bool,
     ) -> Page | LazyPage:
         """The events of a frame, less those that are ``refused``."""
         try:
-            if head.count > frame.PIECE and (pieces := frame.pieces(head, secret=self._config.secret)):
-                read = partial(self._read_piece, pieces, head.count, _name(stream, at), set())
-                return LazyPage(head.count, at, frame.PIECE, read)
+            if by_pieces and (pieces := frame.pieces(head, secret=self._config.secret)):
+                read = partial(self._read_piece, pieces, head.count, _name(stream, at))
+                return LazyPage(head.count, frame.PIECE, read)
             events = self._read(head, refused, until)
         except DecodeError as error:
             error.__dict__["events"] = head.count
@@ -177,6 +190,7 @@ class Taker:
         if missing > 0:
             self._note_gap(stream, at[1] - missing, at[1])
         elif missing < 0 and start < head.count:
+            self.forget_gaps(stream.event)
             self.gone_back.append(
                 f"event {stream.event!r} is counted from {at[1]} again, this node had read up to {at[1] - missing - 1}"
             )
@@ -184,8 +198,13 @@ class Taker:
 
     def _note_gap(self, stream: Stream, start: int, end: int) -> None:
         """These ordinals are missing, up to before ``end``; what another cursor has found missing was counted."""
-        if count := stream.tell(start, end):
+        gaps = self._gaps.setdefault(stream.event, Gaps())
+        if count := gaps.tell(start, end):
             self.note_missed(stream.event, count)
+
+    def forget_gaps(self, event: str) -> None:
+        """Its events are numbered anew."""
+        self._gaps.pop(event, None)
 
     def note_missed(self, event: str, count: int) -> None:
         """Count and log a gap."""
@@ -197,31 +216,17 @@ class Taker:
         blob = self._fetch(head, until) if head.blob is not None else None
         return frame.events(head, blob, secret=self._config.secret, allow_pickle=allow_pickle, refused=refused)
 
-    def _read_piece(
-        self, pieces: list[bytes], count: int, what: str, told: set[int], index: int
-    ) -> tuple[list[Any], bool]:
-        """On whatever thread hands these events over; what is wrong with them is ``told`` once."""
+    def _read_piece(self, pieces: list[bytes], count: int, what: str, index: int) -> list[Event]:
+        """On whatever thread hands these events over."""
         expected = min(frame.PIECE, count - index * frame.PIECE)
-        refused: dict[int, DecodeError] = {}
-        events: Any
         try:
-            events = decode(pieces[index], (), refused=refused)
-            if len(events) != expected:
-                raise DecodeError(f"malformed frame: {len(events)} events instead of {expected}", reason="malformed")
+            events = decode(pieces[index], ())
+            if len(events) == expected:
+                return events
+            raise DecodeError(f"malformed frame: {len(events)} events instead of {expected}", reason="malformed")
         except DecodeError as error:
-            refused = dict.fromkeys(range(expected), error)
-            events = [None] * expected
-        if refused:
-            with self._lock:
-                is_new = index not in told
-                told.add(index)
-                self.spoiled += is_new * len(refused)
-            for at in refused:
-                events[at] = None
-            if is_new:
-                for problem in dict.fromkeys(refused.values()):
-                    self.reject(problem, what)
-        return events, not refused
+            self.reject(error, what)
+            return []
 
     def _fetch(self, head: frame.Frame, until: float | None) -> bytes | memoryview:
         blob = head.blob or ""

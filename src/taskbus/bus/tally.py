@@ -26,7 +26,7 @@ def tally(life: Life) -> RouterStats:
     return RouterStats(
         emitted=writer.emitted,
         acknowledged=writer.acknowledged,
-        delivered=reader.taker.delivered - reader.taker.spoiled + life.intake.delivered,
+        delivered=reader.taker.delivered + life.intake.delivered,
         missed=reader.taker.missed,
         repeated=reader.taker.repeated,
         lost=writer.lost,

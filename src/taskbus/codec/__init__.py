@@ -17,6 +17,6 @@ from __future__ import annotations
 
 from taskbus.codec.events import Encoded, decode, encode, encode_pickle
 from taskbus.codec.registered import register_type
-from taskbus.codec.tree import MAX_DEPTH, MAX_VALUES
+from taskbus.codec.tree import MAX_DEPTH, MAX_VALUES, TAGGED
 
-__all__ = ["MAX_DEPTH", "MAX_VALUES", "Encoded", "decode", "encode", "encode_pickle", "register_type"]
+__all__ = ["MAX_DEPTH", "MAX_VALUES", "TAGGED", "Encoded", "decode", "encode", "encode_pickle", "register_type"]

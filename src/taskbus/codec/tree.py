@@ -21,6 +21,7 @@ from taskbus.errors import DecodeError
 __all__ = [
     "MAX_DEPTH",
     "MAX_VALUES",
+    "TAGGED",
     "Refused",
     "TreeReader",
     "TreeWriter",
@@ -36,6 +37,9 @@ MAX_DEPTH = 100
 
 MAX_VALUES = 1 << 24
 """How many values one event may hold in all; an array or a ``bytes`` is one. Ends what shared references multiply."""
+
+TAGGED = b'["!'
+"""How values that JSON does not know begin in a text that a writer of ours wrote."""
 
 MIN_INT, MAX_INT = -(1 << 63), (1 << 64) - 1
 _CODE = (FunctionType, BuiltinFunctionType, MethodType, partial)
