@@ -24,8 +24,8 @@ class Waits:
     """Every ``wait_for`` of a task between its start and its stop.
 
     Whatever ends the waits is noted first, then the waiters that are there are cancelled; a wait registers first, takes
-    what is kept (of the run: a page), and then looks whether it was ended. So none is overlooked, none ends before it has
-    looked, and without a lock a signal handler may end waits, too.
+    what is kept (of the run: a page), and then looks whether it was ended. So none is overlooked, none ends before it
+    has looked, and without a lock a signal handler may end waits, too.
     """
 
     def __init__(self, link: Link) -> None:
