@@ -91,6 +91,22 @@ def test_what_is_trimmed_before_they_come_for_it_is_counted_once_and_for_them_al
     assert quick == list(range(3 * ROOM))
 
 
+def test_a_gap_counts_once_for_listeners_that_begin_before_it(join: Join) -> None:
+    a, b = join(retention_events=100), join()
+    begin = f"{int(time.time() * 1000) - 1000}-1"  # of the first event, as far as its number goes
+    for number in range(1000):
+        a.emit("x", number)
+        a.sync()
+    missed = []
+    for _ in range(3):
+        got = Collected()
+        b.on("x", got, since=begin)
+        until(lambda got=got: got and got[-1] == 999)  # type: ignore[misc]
+        missed.append(b.stats().missed)
+    assert missed[0] > 800
+    assert missed == missed[:1] * 3
+
+
 def test_its_lag_is_to_be_seen_and_goes_with_it(join: Join) -> None:
     a, b = join(retention_events=50_000), join(heartbeat=0.1)
     slow = Collected()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,6 +168,46 @@ def test_a_reader_of_a_registered_type_is_called_once_for_each_value_however_man
         assert [event[0][0].number for event in waited if event] == list(range(count))
         until(lambda: [len(each) for each in heard] == [count, count, 1])
         assert b.router.stats().rejected == {}
+        task.request_leave()
+
+
+def test_an_interrupt_while_an_entry_of_many_events_is_decoded_loses_none_of_them(
+    redis_server: RedisServer, nodes: MakeNode
+) -> None:
+    """It is decoded on the thread of the wait, before anything notes it as read: the next wait reads it again."""
+    a, b = nodes("a"), nodes("b")
+    interrupted: list[int] = []
+
+    def decode(number: int) -> Token:
+        if number == 90 and not interrupted and threading.current_thread() is threading.main_thread():
+            interrupted.append(number)
+            raise KeyboardInterrupt
+        return Token(number)
+
+    taskbus.register_type(Token, lambda token: token.number, decode, "token")
+    with Task().start(router=b.router) as task:
+        task.wait_for("tokens", timeout=0, since="last")
+
+        def emit() -> None:
+            PAUSE.wait(0.5)  # until the wait is there
+            redis_server.freeze()  # so that they leave together
+            for number in range(200):
+                a.router.emit("tokens", Token(number))
+            redis_server.thaw()
+
+        thread = threading.Thread(target=emit)
+        thread.start()
+        found: list[int] = []
+
+        def take() -> None:
+            while len(found) < 200 and (event := task.wait_for("tokens", 10, since="last")) is not None:
+                found.append(event[0][0].number)
+
+        with pytest.raises(KeyboardInterrupt):
+            take()
+        thread.join()
+        take()
+        assert found == list(range(200))
         task.request_leave()
 
 
