@@ -23,7 +23,7 @@ Branch by what the caller can do. Each error has one sentence as its message and
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 __all__ = [
     "BusDenied",
@@ -53,6 +53,10 @@ class TaskbusError(Exception):
     def __getattr__(self, name: str) -> Any:
         # Data that this error does not carry reads as an AttributeError naming the error, typed as Any for callers.
         raise AttributeError(f"{type(self).__name__} carries no {name!r}")
+
+    def anew(self) -> Self:
+        """Another one like it, for each who raises it: tracebacks grow in the one that is raised."""
+        return type(self)(str(self), **self.__dict__)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self.args, self.__dict__

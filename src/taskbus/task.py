@@ -345,8 +345,8 @@ class Task(Presence, Steps):
             timeout: Seconds on the monotonic clock; 0 looks and returns, ``math.inf`` waits until the run is finished.
             ignore_timeout_exception: Return ``None`` at the timeout instead of raising.
             since: ``"now"``; ``"start"``: an event that the run still keeps counts too; ``"last"``: the first one after
-                that which such a wait returned last, before the first after this task joined the run, as far as the
-                run still keeps them; or an entry id.
+                that which such a wait returned last, before the first after this task's router joined the run; or an
+                entry id. What was trimmed in between is counted (``missed`` of ``router.stats()``) and logged.
 
         Returns:
             ``(args, kwargs)`` as emitted. ``None`` at the timeout; early when the run was finished, when middleware

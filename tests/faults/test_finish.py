@@ -15,7 +15,7 @@ from taskbus import Router, Task
 from taskbus.bus.keys import Keys
 from taskbus.proxy import Proxy
 from taskbus.testing import RedisServer, until
-from tests.faults.conftest import MakeNode, scaled
+from tests.faults.conftest import BUSY, MakeNode, scaled
 from tests.faults.node import LogLines
 from tests.faults.process import NodeProcess
 
@@ -62,6 +62,29 @@ def test_the_finish_waits_for_what_came_before_it_however_slowly_that_is_read(
         assert [args[0] for args, _ in seen] == list(range(500))
         assert time.monotonic() - began > SEEN_WITHIN, "it was not slow enough to show anything"
         proxy.heal()
+
+
+def test_the_finish_does_not_wait_for_a_payload_that_does_not_come(
+    redis_server: RedisServer, proxy: Proxy, nodes: MakeNode
+) -> None:
+    """The thread that reads waits for it, and so reads nothing else: neither the wake-up, nor where the streams end."""
+    a, b = nodes("a"), nodes("b", "numbers", url=proxy.url)
+    a.emit(pad="." * 300_000)
+    a.sync()
+    until(lambda: len(b.heard["numbers"]) == 1)
+    large = proxy.find(b":blob:")
+    assert large is not None
+    proxy.throttle(300_000, direction="down", connection=large)
+    a.emit(pad="." * 3_000_000)
+    a.sync()
+    PAUSE.wait(0.5)
+    began = time.monotonic()
+    a.router.finish("completed")
+    until(lambda: b.router.finished, 8)
+    took = time.monotonic() - began
+    assert len(b.heard["numbers"]) == 1, "it was not slow enough to show anything"
+    assert took <= SEEN_WITHIN + BUSY, took
+    until(lambda: len(b.heard["numbers"]) == 2, 15)
 
 
 def test_p0_14_a_node_that_is_killed_around_finish_and_restarted_stops(

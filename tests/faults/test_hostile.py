@@ -374,9 +374,9 @@ RIGHTS = [
     *("hello", "auth", "ping", "select", "eval", "evalsha", "wait", "time", "type", "exists", "get", "set", "del"),
     *("mget", "unlink", "pexpire", "pttl", "hget", "hset", "hsetnx", "hmget", "hgetall", "hdel", "sadd", "srem"),
     *("sismember", "smembers", "sdiff", "xadd", "xread", "xrange", "xrevrange", "xtrim", "xinfo", "lindex", "lpop"),
-    *("rpush", "publish", "subscribe"),
+    *("rpush", "publish", "subscribe", "client|tracking"),
 ]
-NOT_NEEDED = {"hello", "ping", "select", "wait", "auth", "hdel", "xrevrange"}
+NOT_NEEDED = {"hello", "client|tracking", "ping", "select", "wait", "auth", "hdel", "xrevrange"}
 
 
 def scenario(url: str, run: str) -> None:

@@ -341,6 +341,35 @@ def test_what_was_trimmed_behind_the_id_that_one_begins_at_is_counted(
     assert task._link.stats().missed == heard[0] - 1  # type: ignore[attr-defined]
 
 
+def test_a_gap_is_told_what_was_trimmed_between_the_join_and_the_first_wait(
+    start_task: StartTask, redis_server: RedisServer, run_id: str
+) -> None:
+    """Exactly that: neither what was trimmed before, nor anything of a name that began later and was kept whole."""
+    with Router(redis_server.url, run_id=run_id, retention_events=100) as other:
+
+        def pour(event: str, first: int, last: int) -> None:
+            for number in range(first, last + 1):
+                other.emit(event, number)
+                if not number % 10:
+                    other.sync()
+            other.sync()
+
+        pour("x", 1, 700)
+        pour("calm", 1, 5)
+        task = start_task()
+        pour("x", 701, 1000)
+        pour("calm", 6, 6)
+        pour("young", 1, 50)
+        pour("fast", 1, 400)
+        missed = 0
+        for event, last, before in (("x", 1000, 700), ("calm", 6, 5), ("young", 50, 0), ("fast", 400, 0)):
+            found = [args[0] for args, _ in iter(lambda event=event: task.wait_for(event, 0.5, since="last"), None)]  # type: ignore[misc]
+            assert found == list(range(last - len(found) + 1, last + 1))
+            missed += last - before - len(found)
+            assert task._link.stats().missed == missed, event  # type: ignore[attr-defined]
+        assert missed > 300
+
+
 def test_who_waits_is_not_forgotten_by_the_one_who_waited_too_and_read(
     start_task: StartTask, redis_server: RedisServer, run_id: str
 ) -> None:

@@ -45,14 +45,14 @@ class Cursor:
 
     @classmethod
     def since(cls, since: str, joined: EntryId) -> Cursor:
-        """A cursor for ``"start"``, ``"joined"`` or the id of an event.
+        """A cursor for ``"start"``, ``"joined"`` or the id of an event; ``joined`` is the id up to which all is older.
 
         An event's id is that of its entry, whose ordinal is the event's own: the events of an entry share the time.
         """
         if since == "start":
             return cls((0, 0))
         if since == "joined":
-            return cls(joined)
+            return cls(joined, joined[1] + 1)
         if not isinstance(since, str) or not (match := _ID.match(since)):
             raise ConfigError(
                 "since must be 'now', 'start', 'last' (in the wait_for of a task), or the id of an event such as "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +22,9 @@ __all__ = ["Finish"]
 
 log = logging.getLogger("taskbus")
 
+_GRACE = 0.25
+"""Seconds from the writing of a finish to a look at it, if its wake-up has not come meanwhile."""
+
 
 class Finish:
     """The finish of one run for one life of a node; what is declared while Redis is away stays pending."""
@@ -34,6 +38,9 @@ class Finish:
         self._callbacks: list[Callable[[FinishInfo], None]] = []
         self._unwritten: FinishInfo | None = None
         self.known: FinishInfo | None = None
+        self.due = math.inf
+        """When (monotonic) to :meth:`look` at what is in Redis."""
+        self.on_expected: Callable[[], None] = lambda: None
         self.on_forgotten: Callable[[], None] = lambda: None
         self.defer: Callable[[Callable[[], None]], None] = lambda call: call()
 
@@ -106,8 +113,23 @@ class Finish:
                     log.info("finishing before all events are acknowledged: %s", error)
                     return
 
+    def expect(self) -> None:
+        """Somebody has written it, or taken it away."""
+        if self._registry.finish is None:
+            self.due = time.monotonic() + _GRACE
+            self.on_expected()
+
+    def look(self) -> None:
+        """Hear of a finish whose wake-up waits behind something that is slow to be read, or is lost."""
+        if time.monotonic() >= self.due:
+            self.due = math.inf
+            with suppress(BusError):  # the heartbeat has said so
+                if self._registry.finish is None and self._registry.look_for_finish():
+                    self.hear()
+
     def hear(self) -> None:
         """Take over what the registry knows, when what was emitted before the finish is delivered."""
+        self.due = math.inf
         if self.known is None:
             self.defer(self.learn)
         else:

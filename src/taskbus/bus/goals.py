@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -57,15 +58,22 @@ class Goals:
         self._keys = keys
         self._lock = threading.Lock()
         self._goals: list[_Goal] = []
+        self.on_added: Callable[[], None] = lambda: None
 
     @property
     def are_open(self) -> bool:
         """Whether there is one that has not been reached."""
         return bool(self._goals)
 
+    @property
+    def due(self) -> float:
+        """When (monotonic) to check them at the latest, whatever the one who reads is at."""
+        return min((goal.deadline for goal in self._goals), default=math.inf)
+
     def add(self, callback: Callable[[], None]) -> None:
         with self._lock:
             self._goals.append(_Goal(callback))
+        self.on_added()
 
     def look(self, wire: Wire, streams: list[Stream]) -> None:
         """Note where the streams end, for the goals that do not know yet."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
@@ -48,7 +49,8 @@ class Heart:
 
     An idle node sends one plain command with each heartbeat: by turns the renewal of its lease and the check of one of
     the things that Redis should know of it, so that a node that was forgotten, wholly or in part, registers again. A
-    node that does something looks after them with each heartbeat, beside what it has to tell.
+    node that does something looks after them with each heartbeat, beside what it has to tell. When somebody has
+    changed one of them, and Redis says so, it looks after all of them.
     """
 
     def __init__(self, config: RouterConfig, registry: Registry) -> None:
@@ -79,6 +81,10 @@ class Heart:
         self.on_finish: Callable[[], None] = lambda: None
         self.each_beat: list[Callable[[], None]] = []
         self.probe: Callable[[], bool] = lambda: False
+        self.is_changed: Callable[[], bool] = lambda: False
+        """Whether somebody has changed what Redis knows of this node, since this was asked last."""
+        self.due: Callable[[], float] = lambda: math.inf
+        """When (monotonic) to beat if that is sooner than the next beat; asked again after a :meth:`nudge`."""
 
     def start(self) -> None:
         """Begin to beat."""
@@ -100,6 +106,11 @@ class Heart:
         """Beat now."""
         with self._due:
             self._early = True
+            self._due.notify_all()
+
+    def nudge(self) -> None:
+        """It may be that something is due sooner than it was."""
+        with self._due:
             self._due.notify_all()
 
     def _run(self) -> None:
@@ -131,8 +142,13 @@ class Heart:
                     log.exception("a look of the heartbeat failed in an unforeseen way; the next one comes")
 
     def _pause(self) -> bool:
+        at = time.monotonic() + self._config.heartbeat
         with self._due:
-            self._due.wait_for(lambda: self._early or self._stopped, self._config.heartbeat)
+            while not self._early and not self._stopped:
+                left = min(at, self.due()) - time.monotonic()
+                if left <= 0:
+                    break
+                self._due.wait(left)
             self._early = False
             return not self._stopped
 
@@ -162,6 +178,8 @@ class Heart:
                 self.recover()
             if (not is_due or 2 * beat > limit) and not self.probe():  # with a short lease every beat renews it
                 self._check(1)
+        if self.is_changed():
+            self._check(4)
         if registry.finish is not None and finished is None:
             self.on_finish()
         if now - self._ttl_renewed > self._config.run_ttl / 4:

@@ -77,7 +77,8 @@ class Life:
         self.barriers = Barriers(self.registry, config.lease)
         self.intake = Intake(config, self.keys, self.registry, self.writer, loop)
         self.reader = Reader(config, self.target, self.keys, self.calls, self.intake)
-        self.channels = Channels(self.target, self.keys, self.calls, self.intake.take_transient)
+        deliver, watched = self.intake.take_transient, self.registry.watched
+        self.channels = Channels(self.target, self.keys, self.calls, deliver, watched)
         self.heart = Heart(config, self.registry)
         self.failed = self.was_cut = False
         self.on_fenced: Callable[[], object] = lambda: None
@@ -124,7 +125,7 @@ class Life:
                     raise
 
     def _connect_parts(self) -> None:
-        intake, reader, heart = self.intake, self.reader, self.heart
+        intake, reader, heart, finish = self.intake, self.reader, self.heart, self.finish
         intake.recover, heart.recover = self._come_back, self.recover
         intake.on_inbox = self._take_inbox
         intake.on_state_loss = self._state_lost
@@ -137,11 +138,14 @@ class Life:
         heart.on_denied = reader.on_denied = self._denied
         heart.on_silence = self.channels.suspect
         heart.on_gone = self._report_gone
-        heart.on_finish = self.finish.hear
+        heart.on_finish = finish.hear
         heart.probe = self.channels.probe
         heart.watches = lambda: any(map(self.loop.listened, _ENDS_OF_NODES))
-        self.finish.defer, self.finish.on_forgotten = reader.call_when_read, self.recover
-        heart.each_beat += [self.channels.watch, self.finish.retry, self.barriers.settle, reader.check_goals]
+        finish.defer, finish.on_forgotten = reader.call_when_read, self.recover
+        heart.due = lambda: min(finish.due, reader.goals.due)
+        reader.goals.on_added = finish.on_expected = heart.nudge
+        heart.is_changed, self.channels.on_finish = self.channels.take_changed, finish.expect
+        heart.each_beat += [self.channels.watch, finish.retry, finish.look, self.barriers.settle, reader.goals.check]
         heart.each_beat += [SlowListeners(self.loop).warn, self._look, self.registry.take_labels_off]
 
     # Stop ------------------------------------------------------------------------------------------------------------
@@ -204,7 +208,7 @@ class Life:
     def check_place(self) -> None:
         """Raise ``Fenced`` when another process has this node's place on the run."""
         if self.writer.fatal is not None:
-            raise _copy(self.writer.fatal)
+            raise self.writer.fatal.anew()
 
     # Staying there ---------------------------------------------------------------------------------------------------
 
@@ -228,6 +232,7 @@ class Life:
     def _carry(self, labels: frozenset[str]) -> None:
         self.registry.labels = labels
         self.intake.labels_changed()
+        self.channels.watch_anew()
 
     def recover(self) -> None:
         """Register again after a new connection, or after Redis has forgotten this node."""
@@ -265,7 +270,7 @@ class Life:
             self._is_fenced = True
         self.writer.fail(error)
         log.error("%s", error)
-        self.loop.cancel(lambda: _copy(error))
+        self.loop.cancel(error.anew)
         self.barriers.notify()
         self.on_fenced()
 
@@ -349,7 +354,7 @@ class Life:
                 if not self.reader.is_subscribed(event):
                     self.reader.follow(event, limit)
             else:
-                cursor = Cursor.since(since, self.registry.joined)
+                cursor = Cursor.since(since, self.registry.joined.get(event, (0, 0)))
                 self.intake.lag(sink, limit)
                 self.reader.catch_up(sink, cursor, max(0.05, deadline - time.monotonic()))
             self.channels.subscribe(event, max(0.05, deadline - time.monotonic()))
@@ -393,8 +398,3 @@ class Life:
     def stats(self) -> RouterStats:
         """What this life has done so far."""
         return tally(self)
-
-
-def _copy(error: BusError) -> BusError:
-    """One for each who raises it: tracebacks grow in the one that is raised."""
-    return type(error)(str(error), **error.__dict__)

@@ -262,7 +262,7 @@ class Outbox:
         try:
             if not self._changed.wait(max(0.0, deadline - time.monotonic())) and time.monotonic() >= deadline:
                 if isinstance(self._refusal, NotAcknowledged):
-                    raise NotAcknowledged(str(self._refusal), **self._refusal.__dict__)
+                    raise self._refusal.anew()
                 reason = f" ({self._refusal})" if self._refusal and str(self._refusal) not in what else ""
                 raise BusUnavailable(what + reason, where=self._where, waiting=self.waiting)
         finally:
@@ -271,11 +271,11 @@ class Outbox:
     def _raise_what_stays(self) -> None:
         """Raise what no waiting heals: for ever (fenced), until somebody repairs it, or once for an event refused."""
         if self.fatal is not None:
-            raise type(self.fatal)(str(self.fatal), **self.fatal.__dict__)
+            raise self.fatal.anew()
         denied = self._refusal if isinstance(self._refusal, BusDenied) else self.denied
         self.denied = None
         if denied is not None:
-            raise BusDenied(str(denied), **denied.__dict__)
+            raise denied.anew()
 
     # For the thread --------------------------------------------------------------------------------------------------
 

@@ -61,7 +61,7 @@ class Reader(Subscriptions):
         self._is_lent = False
         self._waiters: set[Waiter] = set()
         self._any_wrong = False
-        self._goals = Goals(keys)
+        self.goals = Goals(keys)
         self._thread = threading.Thread(target=self._run, name="taskbus-reader", daemon=True)
         self.reconnects = 0
         self.on_denied: Callable[[BusDenied], None] = lambda error: None
@@ -104,12 +104,8 @@ class Reader(Subscriptions):
 
     def call_when_read(self, callback: Callable[[], None]) -> None:
         """Call back, on some thread of the bus, when all is handed over that the subscribed streams hold now."""
-        self._goals.add(callback)
+        self.goals.add(callback)
         self.wake()
-
-    def check_goals(self) -> None:
-        """Make the calls that have waited for long enough."""
-        self._goals.check()
 
     # Reading on the thread that waits --------------------------------------------------------------------------------
 
@@ -184,7 +180,7 @@ class Reader(Subscriptions):
             or self._reply is not None
             or self._mail
             or self._any_wrong
-            or self._goals.are_open
+            or self.goals.are_open
             or self.taker.gone_back
             or self._stopping.is_set()
             or self._wire.descriptor < 0
@@ -261,8 +257,8 @@ class Reader(Subscriptions):
         if self._any_wrong:
             self._look_for_wrong()
         if self._asked is None:
-            self._goals.look(self._wire, list(self._streams.values()))
-            self._goals.check()
+            self.goals.look(self._wire, list(self._streams.values()))
+            self.goals.check()
             self._ask()
         if self._reply is None and self._wire.descriptor >= 0:
             left = self._asked_at + self._silence - time.monotonic()
@@ -338,7 +334,7 @@ class Reader(Subscriptions):
         if not leads:
             if self.taker.gone_back:
                 self._explain_going_back()
-            self._goals.check()
+            self.goals.check()
         self._take_inbox(pages.get(self.inbox, ()), later=leads)
 
     def _hand_over(self, wanted: Wanted, pages: dict[bytes, Any], until: float | None) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from taskbus.bus.calls import Calls
     from taskbus.bus.cursor import EntryId
     from taskbus.bus.keys import Keys
+    from taskbus.bus.wire import Arg
     from taskbus.config import RouterConfig
 
 __all__ = ["Registry", "finish_from"]
@@ -56,7 +57,8 @@ class Registry:
         self.stale_labels: frozenset[str] = frozenset()
         """Labels that it has had, and that the registry may still show."""
         self.epoch = b""
-        self.joined: EntryId = (0, 0)
+        self.joined: dict[str, EntryId] = {}
+        """Behind which id the streams went on when this node joined, by the event's name; others began later."""
         self.inbox_at = b"0-0"
         self.finish: FinishInfo | None = None
         self.finish_in_redis = False
@@ -78,29 +80,21 @@ class Registry:
             keys = (self._keys.nodes, self._keys.labels, self._keys.epoch, self._keys.finish)
             who = (socket.gethostname(), os.getpid(), self.role, self.step)
             fresh = secrets.token_hex(8)
-            answer = self._calls.script(
-                "claim",
-                keys,
-                (
-                    self._keys.prefix,
-                    self.node_id,
-                    self.producer,
-                    self._lease,
-                    self._ttl,
-                    fresh,
-                    *who,
-                    int(bool(self.epoch)),
-                    *sorted(self.labels),
-                ),
-            )
+            args: list[Arg] = [self._keys.prefix, self.node_id, self.producer, self._lease, self._ttl, fresh]
+            args += [*who, self.epoch, *sorted(self.labels)]
+            answer = self._calls.script("claim", keys, args)
             if answer[0] == b"TAKEN":
                 self._refuse(answer)
-            _, node_id, epoch, now, last, finish, is_new = answer
+            _, node_id, epoch, last, finish, is_new, is_restored, streams = answer
             forgotten = bool(self.epoch) and epoch != self.epoch
             if not self.epoch:
                 self.node_id = node_id.decode()
-                self.joined = (int(now), 0)
+                self.joined = _ends(streams)
                 self.inbox_at = last
+            elif forgotten:
+                self.joined = {}  # the streams of now are all younger
+            if is_restored:
+                log.warning("the epoch of run %r, and nothing else, was gone; it is there again", self._keys.run_id)
             self.was_away = bool(self.epoch) and bool(is_new)
             self.epoch = epoch
             found = finish_from(finish)
@@ -280,6 +274,11 @@ class Registry:
             *(self._keys.label(label) for label in self.labels),
         }
 
+    def watched(self) -> list[bytes]:
+        """The keys whose change by anybody is worth a look; not those that change all the time."""
+        often = {self._keys.node(self.node_id), self._keys.inbox(self.node_id)}
+        return sorted((self._own_keys() | {self._keys.finish}) - often)
+
     def _all_is_there(self) -> bool:
         keys = self._own_keys()
         found = self._calls.call(b"EXISTS", *keys, self._keys.finish)
@@ -292,6 +291,12 @@ class Registry:
             return bool(self._calls.call(b"TYPE", self._keys.finish) == b"hash")
         self.finish_in_redis = self.look_for_finish() is not None
         return True
+
+
+def _ends(streams: list[bytes]) -> dict[str, EntryId]:
+    """Ids end with the number of the event, so that these say how many there were, too."""
+    counted = zip(streams[::3], streams[1::3], streams[2::3], strict=True)
+    return {event.decode(errors="replace"): (int(ms), int(count)) for event, count, ms in counted}
 
 
 def _node(node_id: bytes, left: int, flat: list[bytes]) -> NodeInfo:

@@ -122,6 +122,7 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("TIME",),
     ("WAIT", "0", "1"),
     ("PUBLISH", "KEY", "v"),
+    ("CLIENT", "TRACKING", "OFF"),
     ("UNLINK", "KEY:hash", "KEY:set", "KEY:list"),
     ("DEL", "KEY", "KEY:stream"),
 )
@@ -146,6 +147,9 @@ def _rights(guest: Guest) -> Iterator[Finding]:
                 full = text
     if refused.pop("WAIT", None) is not None:
         yield Finding("note", "acknowledge", 'this user may not WAIT: ack="replicas:n" cannot be used')
+    if refused.pop("CLIENT", None) is not None:
+        what = "CLIENT TRACKING: an idle node notices up to half a minute late that somebody has changed our keys"
+        yield Finding("note", "tracking", f"this user may not {what}")
     if full:
         yield Finding("bad", "space", f"{full}: nothing can be emitted")
     if not refused:

@@ -1,8 +1,10 @@
 #!lua flags=allow-oom
 -- Take a node id and register, or do it again for the same life of a node.
 -- KEYS: nodes, labels, epoch, finish.
--- ARGV: prefix, wanted id or '', token, lease in ms, run ttl in ms, a new epoch, host, pid, role, step, 1 if again, labels...
--- Answers {'OK', id, epoch, time in ms, last id of the inbox, finish as a flat list, 1 if the node was not there}
+-- ARGV: prefix, wanted id or '', token, lease in ms, run ttl in ms, a new epoch, host, pid, role, step, the epoch that it
+--       knows if it was there before, labels...
+-- Answers {'OK', id, epoch, last id of the inbox, finish as a flat list, 1 if the node was not there, 1 if only the epoch
+-- was missing, and at the node's first time for each stream the event, how many events it has had, and the time of the last one in ms}
 -- or {'TAKEN', host, pid, started, ms until the lease of its holder runs out}.
 local prefix, id, token, lease, ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 if id == '' then
@@ -21,7 +23,8 @@ if holder[1] and holder[1] ~= token then
 end
 -- A life that was away and whose id had another owner since stays out, even if that one has left.
 local owner = redis.call('GET', node .. ':owner')
-if ARGV[11] == '1' and owner and owner ~= token then return {'TAKEN', '', '', '', 0} end
+local again = ARGV[11] ~= ''
+if again and owner and owner ~= token then return {'TAKEN', '', '', '', 0} end
 -- All or nothing: a key of the wrong type would end this script in the middle.
 local inbox, producer = node .. ':inbox', prefix .. 'producer:' .. token
 local kinds = {[KEYS[1]] = 'set', [KEYS[2]] = 'set', [KEYS[3]] = 'string', [KEYS[4]] = 'hash', [inbox] = 'stream', [producer] = 'hash'}
@@ -39,11 +42,13 @@ redis.call('PEXPIRE', KEYS[1], ttl)
 -- who deletes or evicts that one key alone lets a paused node write until its next heartbeat.
 if owner and owner ~= token then redis.call('DEL', prefix .. 'producer:' .. owner) end
 redis.call('SET', node .. ':owner', token, 'PX', ttl)
-redis.call('HSETNX', producer, 'batch', '-1')
+local known = redis.call('HSETNX', producer, 'batch', '-1') == 0
 redis.call('PEXPIRE', producer, ttl)
 local time = redis.call('TIME')
 local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
-redis.call('SET', KEYS[3], ARGV[6] .. '@' .. now, 'NX', 'PX', ttl)  -- random, and when the run began
+-- Random, and when the run began. Where nothing but the epoch was lost it is the same run still.
+known = again and known
+local set = redis.call('SET', KEYS[3], known and ARGV[11] or ARGV[6] .. '@' .. now, 'NX', 'PX', ttl)
 redis.call('PEXPIRE', KEYS[3], ttl)
 local finish = redis.call('HGETALL', KEYS[4])
 -- Whoever held this id before reads here that it does not any more.
@@ -61,4 +66,14 @@ for i = 12, #ARGV do
     redis.call('PEXPIRE', key, ttl)
   end
 end
-return {'OK', id, redis.call('GET', KEYS[3]), now, last, finish, holder[1] and 0 or 1}
+local streams = {}
+if not again then
+  local states = redis.pcall('HGETALL', prefix .. 'streams')  -- one of the wrong type is named to whoever writes
+  for i = 2, #states, 2 do
+    local count, ms = string.match(states[i], '^(%d+) %d+ (%d+) ')
+    if count then
+      for _, part in ipairs({states[i - 1], count, ms}) do streams[#streams + 1] = part end
+    end
+  end
+end
+return {'OK', id, redis.call('GET', KEYS[3]), last, finish, holder[1] and 0 or 1, known and set and 1 or 0, streams}
