@@ -64,7 +64,7 @@ class EventLoop:
         self._lock = threading.Lock()
         self._quiet = threading.Condition(self._lock)
         self._busy: set[Listener] = set()
-        self._looks: dict[Listener, tuple[Event | None, float]] = {}
+        self._looks: dict[Listener, tuple[object, float]] = {}
         self._idle: list[_DeliveryThread] = []
         self._threads: set[_DeliveryThread] = set()
 

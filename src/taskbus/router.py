@@ -15,7 +15,7 @@ from taskbus.dispatch import ErrorBox, EventLoop, Listener, on_delivery_thread
 from taskbus.errors import ConfigError, NotStarted, TaskbusError
 from taskbus.globs import match_globs, parse_globs
 from taskbus.meetings import Meetings
-from taskbus.types import Event, FinishInfo, Labels, NodeInfo, RouterStats, Since, Sink
+from taskbus.types import Emit, Event, FinishInfo, Labels, NodeInfo, RouterStats, Since, Sink
 from taskbus.waiting import Waiter
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class Router(Meetings):
         self.errors = ErrorBox()
         self.recorded: deque[tuple[str, Event]] = deque(maxlen=self.config.retention_events)
         self._life: Life | None = None
+        self.emit_event: Emit = self._refuse
         self._life_lock = threading.Lock()
         self._stopping = threading.Lock()
         self._left = 0
@@ -130,6 +131,7 @@ class Router(Meetings):
             except TaskbusError as error:
                 raise error from None  # the driver's own trace says nothing more
             self._life = life
+            self.emit_event = self._record if self.config.record else life.emit  # a call less for each event
         finished = life.finish.known
         if finished is not None:
             log.warning("%s", self._why_finished(finished))
@@ -242,24 +244,13 @@ class Router(Meetings):
             self._check_event(event)
         self.emit_event(event, args, kwargs, only_remote, only_local, only_to, transient)
 
-    def emit_event(
-        self,
-        event: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        only_remote: bool = False,
-        only_local: bool = False,
-        only_to: Labels = None,
-        transient: bool = False,
-    ) -> None:
-        """``emit`` of a name that was checked, with the arguments as a tuple and a dict, as a task has them."""
-        life = self._life
-        if life is None or life.is_stopped:
-            life = self.life  # says why that is refused
-        globs = () if only_to is None else parse_globs(only_to) or ()
-        if self.config.record:
-            self.recorded.append((event, (args, kwargs)))
-        life.emit(event, args, kwargs, only_remote, only_local, globs, transient)
+    def _record(self, event: str, args: tuple[Any, ...], kwargs: dict[str, Any], *how: Any) -> None:
+        life = self.life
+        self.recorded.append((event, (args, kwargs)))
+        life.emit(event, args, kwargs, *how)
+
+    def _refuse(self, *event: Any) -> None:
+        self.life.check_alive()  # says why
 
     def on(self, event: str, fn: Callable[..., Any], *, since: Since = "now") -> None:
         """Call ``fn`` for every ``event``; on return the subscription holds.

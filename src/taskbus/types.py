@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from taskbus.waiting import Waiter
 
 __all__ = [
+    "Bare",
+    "Emit",
     "Event",
     "FinishInfo",
     "Labels",
@@ -26,6 +28,12 @@ __all__ = [
 
 Event = tuple[tuple[Any, ...], dict[str, Any]]
 """The arguments of one event: ``(args, kwargs)``, type for type as they were emitted."""
+
+Bare = dict[str, Any]
+"""An event of keyword arguments alone, on its way to one who calls a function with them."""
+
+Emit = Callable[..., None]
+"""``emit`` of a name that was checked: event, args and kwargs, then only_remote, only_local, only_to and transient."""
 
 Place = tuple[int, int]
 """Where an event stands in its stream: the milliseconds of its entry, and its own ordinal."""
@@ -55,7 +63,7 @@ class LazyPage(Sequence[Event]):
 
     __slots__ = ("_count", "_read", "size")
 
-    def __init__(self, count: int, size: int, read: Callable[[int], list[Event]]) -> None:
+    def __init__(self, count: int, size: int, read: Callable[[int], list[Event | Bare]]) -> None:
         self.size = size
         self._count = count
         self._read = read
@@ -65,9 +73,10 @@ class LazyPage(Sequence[Event]):
 
     def __getitem__(self, index: Any) -> Any:
         at, offset = divmod(range(self._count)[index], self.size)
-        return self._read(at)[offset]
+        event = self._read(at)[offset]
+        return ((), event) if isinstance(event, dict) else event
 
-    def open(self, start: int, end: int) -> list[Event]:
+    def open(self, start: int, end: int) -> list[Event | Bare]:
         """Those from ``start`` to before ``end``, which are of one piece."""
         at, offset = divmod(start, self.size)
         events = self._read(at)
@@ -191,16 +200,8 @@ class Link(Protocol):
 
     def stop(self, timeout: float | None = None) -> object: ...
 
-    def emit_event(
-        self,
-        event: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        only_remote: bool = False,
-        only_local: bool = False,
-        only_to: Labels = None,
-        transient: bool = False,
-    ) -> None: ...
+    @property
+    def emit_event(self) -> Emit: ...
 
     def add_labels(self, labels: frozenset[str]) -> Callable[[], None]:
         """Carry these labels too, for ``only_to`` and the registry; returns what takes them off."""

@@ -84,6 +84,7 @@ def join(*encoded: Encoded) -> tuple[bytes, list[memoryview]]:
 
 
 def round_trip(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    event: tuple[tuple[Any, ...], dict[str, Any]]
     [event] = decode(*join(encode(args, kwargs)))
     return event
 

@@ -29,13 +29,14 @@ from taskbus.bus.registry import Registry, finish_from
 from taskbus.bus.tally import counts, tally
 from taskbus.bus.writer import Writer
 from taskbus.config import check_reach
-from taskbus.errors import BusDenied, BusError, BusUnavailable, Fenced, NotStarted
+from taskbus.errors import BusError, BusUnavailable, Fenced, NotStarted
+from taskbus.globs import parse_globs
 from taskbus.types import NodeInfo, RouterStats
 
 if TYPE_CHECKING:
     from taskbus.config import RouterConfig
     from taskbus.dispatch import EventLoop
-    from taskbus.types import Sink
+    from taskbus.types import Labels, Sink
 
 __all__ = ["Life"]
 
@@ -135,11 +136,10 @@ class Life:
         heart.is_healthy = self.is_healthy
         heart.counts = lambda: counts(self)
         heart.on_fenced = self.writer.on_fenced = self._fenced
-        heart.on_denied = reader.on_denied = self._denied
-        heart.on_silence = self.channels.suspect
+        heart.on_denied = reader.on_denied = self.writer.deny
+        heart.on_silence, heart.probe = self.channels.suspect, self.channels.probe
         heart.on_gone = self._report_gone
         heart.on_finish = finish.hear
-        heart.probe = self.channels.probe
         heart.watches = lambda: any(map(self.loop.listened, _ENDS_OF_NODES))
         finish.defer, finish.on_forgotten = reader.call_when_read, self.recover
         heart.due = lambda: min(finish.due, reader.goals.due)
@@ -274,9 +274,6 @@ class Life:
         self.barriers.notify()
         self.on_fenced()
 
-    def _denied(self, error: BusDenied) -> None:
-        self.writer.denied = error  # raised at the next emit or sync
-
     def _state_lost(self, why: str) -> None:
         self.state_losses += 1
         log.error("Redis at %s has lost state of run %r: %s", self.target.where, self.config.run_id, why)
@@ -315,7 +312,7 @@ class Life:
         kwargs: dict[str, Any],
         only_remote: bool = False,
         only_local: bool = False,
-        only_to: tuple[str, ...] = (),
+        only_to: Labels = None,
         transient: bool = False,
         timeout: float | None = None,
     ) -> None:
@@ -323,7 +320,10 @@ class Life:
 
         Where there is no room it waits for up to ``timeout`` seconds (``op_timeout``).
         """
-        here = not only_remote and (not only_to or self.intake.matches(only_to))
+        if self.is_stopped:
+            self.check_alive()
+        globs = () if only_to is None else parse_globs(only_to) or ()
+        here = not only_remote and (not globs or self.intake.matches(globs))
         sinks: Sequence[Sink] | None
         if only_local:
             check_reach(only_remote, only_local)
@@ -331,7 +331,7 @@ class Life:
             sinks = self.loop.sinks(event) if here else ()
         else:
             encoded = self._encode(args, kwargs)
-            sinks = self.writer.append(event, encoded, only_to, transient, here, timeout, only_remote)
+            sinks = self.writer.append(event, encoded, globs, transient, here, timeout, only_remote)
         if sinks:
             self.loop.deliver_to(sinks, args, kwargs, self.config.op_timeout if timeout is None else timeout)
 

@@ -59,9 +59,9 @@ class Outbox:
     def __init__(self, config: RouterConfig, where: str) -> None:
         self._config = config
         self._where = where
-        self._max_payload, self._blob_threshold = config.max_payload, config.blob_threshold
+        self._max_payload, self._alone = config.max_payload, config.blob_threshold
         self._most_in_frame = max(1, config.retention_events // 8)  # trimming takes whole frames
-        self._max_events, self._max_bytes = config.outbox_events, config.outbox_bytes
+        self._max_bytes = config.outbox_bytes
         self.numbering = threading.Lock()
         """Held while an event gets its number."""
         self._lock = self.numbering
@@ -76,7 +76,9 @@ class Outbox:
         self._open: dict[str, OpenFrame] = {}
         self._refusal: BusError | None = None
         self.fatal: BusError | None = None
-        self.denied: BusDenied | None = None
+        self._denied: BusDenied | None = None
+        self._until = config.outbox_events
+        """How many events may have been emitted before an emit has to ask whether there is room, and nothing wrong."""
         self.sequence: dict[str, int] = {}
         """How many events have a number, by event; those of transient events by a key of their own."""
         self.listened: Container[str] = ()
@@ -115,41 +117,31 @@ class Outbox:
         try:
             with self._lock:
                 emitted = self.emitted
-                if (
-                    emitted - self.acknowledged >= self._max_events
-                    or self.bytes_waiting + size > self._max_bytes
-                    or self._refusal is not None
-                    or self.fatal is not None
-                    or self.denied is not None
-                ):
+                if emitted >= self._until or self.bytes_waiting + size > self._max_bytes:
                     self._make_room(size, self._config.op_timeout if timeout is None else timeout)
                     emitted = self.emitted
                 number = self.sequence.get(key, 0) + 1
-                frame_of_now = self._open.get(key)
-                is_new = (
-                    frame_of_now is None
-                    or size > self._blob_threshold
-                    or frame_of_now.only_to != only_to
-                    or frame_of_now.elsewhere != elsewhere
-                )
-                if frame_of_now is None or is_new:
-                    frame_of_now = OpenFrame(event, key, number, only_to, transient, elsewhere)
+                item = self._open.get(key)
+                is_new = item is None or item.only_to != only_to or item.elsewhere != elsewhere or size > self._alone
+                if item is None or is_new:
+                    item = OpenFrame(event, key, number, only_to, transient, elsewhere)
                 # From here to the append nothing is called, so that no signal handler can raise in the middle.
                 self.sequence[key] = number
-                self._open[key] = frame_of_now
-                whole = frame_of_now.text  # one buffer: each text by itself would pin the 4 kB that orjson allots to it
+                whole = item.text  # one buffer: each text by itself would pin the 4 kB that orjson allots to it
                 whole += text
-                frame_of_now.count = count = frame_of_now.count + 1
+                item.count = count = item.count + 1
                 whole += b"," if count % _PIECE else b"\n,"
+                item.size = whole_size = item.size + size
                 if copies:
-                    frame_of_now.buffers += copies
-                frame_of_now.size = whole_size = frame_of_now.size + size
+                    item.buffers += copies
+                if is_new:
+                    self._open[key] = item
                 if whole_size >= _FRAME_TEXT or count >= self._most_in_frame:
                     del self._open[key]
                 self.emitted = emitted + 1
                 self.bytes_waiting += size
                 if is_new:
-                    self._frames.append(frame_of_now)
+                    self._frames.append(item)
                 send = None
                 if self._idle or (self._rests and self._hear()):
                     self._idle = False
@@ -232,7 +224,8 @@ class Outbox:
     def close(self) -> None:
         """Take nothing more: what is counted as left afterwards is all that is."""
         with self._changed:
-            self._closed, self._max_events = True, 0  # a full outbox: looking for it costs an emit nothing
+            self._closed = True
+            self._look_again()
             self._changed.notify_all()
 
     def flush(self, deadline: float) -> None:
@@ -250,10 +243,22 @@ class Outbox:
         with self._changed:
             if error is not None and self.fatal is None:
                 self.fatal = error
+                self._look_again()
             self._changed.notify_all()
             if self._idle:
                 self._idle = False
                 self._bell.ring()
+
+    def deny(self, error: BusDenied) -> None:
+        """Raise ``error`` at the next emit or sync."""
+        with self._lock:
+            self._denied = error
+            self._look_again()
+
+    def _look_again(self) -> None:
+        """Whether there is room, and nothing wrong, is another question now. The lock is held."""
+        wrong = self._closed or (self._refusal or self.fatal or self._denied) is not None
+        self._until = 0 if wrong else self.acknowledged + self._config.outbox_events
 
     def _wait(self, deadline: float, what: str) -> None:
         if self._stopping.is_set():
@@ -272,8 +277,9 @@ class Outbox:
         """Raise what no waiting heals: for ever (fenced), until somebody repairs it, or once for an event refused."""
         if self.fatal is not None:
             raise self.fatal.anew()
-        denied = self._refusal if isinstance(self._refusal, BusDenied) else self.denied
-        self.denied = None
+        denied = self._refusal if isinstance(self._refusal, BusDenied) else self._denied
+        self._denied = None
+        self._look_again()
         if denied is not None:
             raise denied.anew()
 
@@ -301,6 +307,7 @@ class Outbox:
         self.bytes_waiting -= size
         batch.frames = ()
         refused, self._refusal = self._refusal is not None, None
+        self._look_again()
         if self._waiting:
             self._changed.notify_all()
         return refused
@@ -310,5 +317,6 @@ class Outbox:
         with self._changed:
             news = type(self._refusal) is not type(error)
             self._refusal = error
+            self._look_again()
             self._changed.notify_all()
         return news

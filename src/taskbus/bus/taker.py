@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from taskbus.bus.keys import Keys
     from taskbus.bus.streams import Readers, Rest, Stream
     from taskbus.config import RouterConfig
-    from taskbus.types import Event, Sink
+    from taskbus.types import Bare, Event, Sink
 
 __all__ = ["Admission", "LargePayload", "Taker"]
 
@@ -216,11 +216,11 @@ class Taker:
         blob = self._fetch(head, until) if head.blob is not None else None
         return frame.events(head, blob, secret=self._config.secret, allow_pickle=allow_pickle, refused=refused)
 
-    def _read_piece(self, pieces: list[bytes], count: int, what: str, index: int) -> list[Event]:
+    def _read_piece(self, pieces: list[bytes], count: int, what: str, index: int) -> list[Event | Bare]:
         """On whatever thread hands these events over."""
         expected = min(frame.PIECE, count - index * frame.PIECE)
         try:
-            events = decode(pieces[index], ())
+            events = decode(pieces[index], (), bare=True)
             if len(events) == expected:
                 return events
             raise DecodeError(f"malformed frame: {len(events)} events instead of {expected}", reason="malformed")

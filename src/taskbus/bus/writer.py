@@ -270,7 +270,7 @@ class Writer(Outbox):
             self._wire.check(reply, f"PUBLISH {channel}")
         except BusDenied as error:
             log.error("%s", error)
-            self.denied = error
+            self.deny(error)
         except BusUnavailable as error:
             log.warning("transient events are lost: %s", error)
 
@@ -290,8 +290,9 @@ class Writer(Outbox):
             what = f"refuses event {self._keys.event_of(stream)!r}: XADD {stream.decode()} gives {text}"
             if text.startswith("KEPT "):
                 what = f"has taken event {self._keys.event_of(stream)!r}, but refuses {text[5:]}"
-            self.denied = BusDenied(f"Redis at {self._where} {what}", event=self._keys.event_of(stream))
-            log.error("%s", self.denied)
+            error = BusDenied(f"Redis at {self._where} {what}", event=self._keys.event_of(stream))
+            log.error("%s", error)
+            self.deny(error)
         if self._replicas:
             self._wait_for_replicas()
         return True

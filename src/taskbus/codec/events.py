@@ -104,7 +104,8 @@ def decode(
     buffers: Sequence[memoryview],
     allow_pickle: bool = False,
     refused: dict[int, DecodeError] | None = None,
-) -> list[Event]:
+    bare: bool = False,
+) -> list[Any]:
     """Decode a JSON array of events; ``buffers`` are those of all events, one after another.
 
     Arrays and memoryviews are views on ``buffers``, read-only where these are. Values of plain events may be nested as
@@ -114,6 +115,7 @@ def decode(
         allow_pickle: Also load pickled events: only for frames whose signature was checked.
         refused: Takes, by their index, the errors of events of an unknown type; in their place comes an event without
             arguments, and the others are decoded. Without it such an error is raised.
+        bare: Where all have nothing but keyword arguments, give those instead of events.
 
     Raises:
         DecodeError: Whatever is wrong; ``reason`` is ``"malformed"``, ``"unknown type"`` (``type_name`` says which) or
@@ -127,7 +129,7 @@ def decode(
     try:
         found = _loads(text)
         if not buffers and type(found) is list and _all_dicts(map(type, found)):
-            return [((), event) for event in found]
+            return found if bare else [((), event) for event in found]
         events: list[Event] = []
         at = 0
         for event in found:
