@@ -65,13 +65,6 @@ class ErrorBox:
         raise errors[0]
 
 
-def _opener(events: Sequence[Event], start: int, end: int) -> Callable[[], list[Event | Bare]]:
-    if isinstance(events, LazyPage):
-        return functools.partial(events.open, start, end)
-    part: list[Event | Bare] = list(events[start:end])
-    return part.copy
-
-
 class Host(Protocol):
     """What a mailbox needs of the table it is in: a delivery thread, and a word when it has room again."""
 
@@ -89,14 +82,21 @@ class Host(Protocol):
 
 
 class _Chunk:
-    """Some consecutive events of one frame, which ``open`` gives, and their share of its bytes."""
+    """Some consecutive events of one frame, and their share of its bytes.
 
-    __slots__ = ("count", "nbytes", "open")
+    ``parts`` gives them once, some at a time: those of a :class:`LazyPage` become objects only there.
+    """
 
-    def __init__(self, count: int, nbytes: int, open: Callable[[], list[Event | Bare]]) -> None:
-        self.count = count
-        self.nbytes = nbytes
-        self.open = open
+    __slots__ = ("count", "nbytes", "parts")
+
+    def __init__(self, events: Sequence[Event], start: int, end: int, nbytes: int) -> None:
+        self.count = end - start
+        self.nbytes = nbytes * self.count // len(events)
+        if isinstance(events, LazyPage):
+            self.parts = events.parts(start, end)
+        else:
+            all_of_them: list[Event | Bare] = list(events[start:end])
+            self.parts = iter((all_of_them,))
 
 
 class Listener:
@@ -138,6 +138,7 @@ class Listener:
         self._closed = False
         self._mail: deque[Event | _Chunk] = deque()
         self._running: list[Event | Bare] = []
+        self._through = 0  # events of its chunk before those
         self._room = threading.Condition(threading.Lock())
         self._max_events = max_events
         self._max_bytes = max_bytes
@@ -161,7 +162,8 @@ class Listener:
     def left(self) -> int:
         """Events that wait, as :attr:`depth`, without those that are through of several that came together."""
         call = self.call
-        return self.depth - next((index for index, one in enumerate(list(self._running)) if one is call), 0)
+        now = next((index for index, one in enumerate(list(self._running)) if one is call), 0)
+        return self.depth - self._through - now
 
     # Taking events: any thread
 
@@ -228,16 +230,12 @@ class Listener:
         if self._bytes and self._bytes + nbytes > self._max_bytes:
             return start
         end = min(len(events), start + self._max_events - self.depth)
-        size = events.size if isinstance(events, LazyPage) else CHUNK_EVENTS
-        at = start
-        while at < end:
-            next_at = min(at - at % size + size, end)
-            chunk = _Chunk(next_at - at, nbytes * (next_at - at) // len(events), _opener(events, at, next_at))
+        for at in range(start, end, CHUNK_EVENTS):
+            chunk = _Chunk(events, at, min(at + CHUNK_EVENTS, end), nbytes)
             self._chunked += chunk.count - 1
             self._bytes += chunk.nbytes
             self._mail.append(chunk)
-            at = next_at
-        return at
+        return max(start, end)
 
     def _ask_for_thread(self) -> None:
         if self._mail and not self.awake:
@@ -285,26 +283,27 @@ class Listener:
                 self._relieve()
 
     def _deliver_chunk(self, fn: Callable[..., Any], chunk: _Chunk) -> None:
+        self._through = 0
         try:
-            events = chunk.open()
-        except BaseException as error:  # noqa: BLE001
+            for events in chunk.parts:
+                self._running = events  # before looking: `close` does the reverse, and empties it, which ends the loop
+                if self._closed:
+                    return
+                for event in events:
+                    self.call = event
+                    try:
+                        if isinstance(event, dict):  # a tenth of what such an event costs is saved where it stays one
+                            fn(**event)
+                        else:
+                            fn(*event[0], **event[1])
+                    except BaseException as error:  # noqa: BLE001
+                        self._failed(error)
+                self._through += len(events)
+        except BaseException as error:  # noqa: BLE001 of what makes objects of them
             self._failed(error)
-            events = []
-        with self._room:
-            if self._closed:
-                return
-            self._running = events
-        for event in events:  # `close` empties the list, which ends the loop
-            self.call = event
-            try:
-                if isinstance(event, dict):  # a tenth of what such an event costs is saved where it stays a dict
-                    fn(**event)
-                else:
-                    fn(*event[0], **event[1])
-            except BaseException as error:  # noqa: BLE001
-                self._failed(error)
         with self._room:
             self._running = []
+            self._through = 0
             self._chunked -= chunk.count - 1
             self._bytes -= chunk.nbytes
 

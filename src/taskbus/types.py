@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -76,11 +76,15 @@ class LazyPage(Sequence[Event]):
         event = self._read(at)[offset]
         return ((), event) if isinstance(event, dict) else event
 
-    def open(self, start: int, end: int) -> list[Event | Bare]:
-        """Those from ``start`` to before ``end``, which are of one piece."""
-        at, offset = divmod(start, self.size)
-        events = self._read(at)
-        return events if len(events) == end - start else events[offset : offset + end - start]
+    def parts(self, start: int, end: int) -> Iterator[list[Event | Bare]]:
+        """Those from ``start`` to before ``end``, one piece after another."""
+        at = start
+        while at < end:
+            number, offset = divmod(at, self.size)
+            count = min(end - at, self.size - offset)
+            events = self._read(number)
+            yield events[offset : offset + count] if count < len(events) else events
+            at += count
 
 
 Since = str
