@@ -55,18 +55,18 @@ class Stack:
     def begin(self, fn: Middleware, ctx: Context) -> Half | None:
         """Run the forward half of ``fn``; the generator, when there is more to come."""
         half = fn(ctx)
-        if isinstance(half, GeneratorType) and advance(half):
+        if type(half) is GeneratorType and advance(half):
             self._open.append(half)
             return half
         return None
 
     def begin_all(self, fns: Iterable[Middleware], ctx: Context) -> None:
         """The forward half of each; written out, for this loop and that of ``unwind`` are what a step costs."""
-        end, opened = _END, self._open
+        end, keep = _END, self._open.append
         for fn in fns:
             half = fn(ctx)
-            if half is not None and isinstance(half, GeneratorType) and next(half, end) is not end:
-                opened.append(half)
+            if half is not None and type(half) is GeneratorType and next(half, end) is not end:
+                keep(half)
 
     def take(self, other: Stack) -> None:
         """Move what is in ``other`` here, after what is here already."""

@@ -187,14 +187,19 @@ class Steps:
                 self._stack.unwind_one(half)
 
     def _run_step(self) -> None:
-        if self.async_mode or type(self).forward is not Steps.forward:
+        stack, kind = self._stack, type(self)
+        if self.async_mode or kind.forward is not Steps.forward or kind.backward is not Steps.backward:
             for fn in self._middleware:
                 self.forward(fn)
-        else:
-            self._stack.begin_all(self._middleware, self.ctx)
+            self._await()
+            if stack:
+                self.backward()
+                self._await()
+            return
+        stack.begin_all(self._middleware, self.ctx)
         self._await()
-        if self._stack:
-            self.backward()
+        if stack:
+            stack.unwind()
             self._await()
 
     def _await(self) -> None:
