@@ -221,7 +221,7 @@ def test_p0_08_a_lost_reply_writes_one_entry(
     ("whom", "life"),
     [
         *itertools.product(["reader", "channels", "heart", "all"], ["idle", "at work"]),
-        *itertools.product(["channels"], ["watches others", "has a short lease"]),
+        *itertools.product(["channels"], ["watches others", "has a short lease", "was just told of a change"]),
     ],
 )
 def test_p0_09_a_peer_that_is_silently_gone(
@@ -232,12 +232,17 @@ def test_p0_09_a_peer_that_is_silently_gone(
     a, b = nodes("a", "numbers", url=proxy.url, **settings), nodes("b", "numbers")
     if life == "watches others":
         a.router.on("taskbus.node_left", lambda node, reason: None)
+    if life == "was just told of a change":
+        until(lambda: proxy.find(b"TRACKING") is not None)
+        with redis_server.client() as client:
+            client.expire(Keys(run_id).nodes, 86_400)
+        PAUSE.wait(0.1)  # until its next probe has the keys read again
     with Steps(a) if life == "at work" else nullcontext():
         silently_gone(whom, a, b, redis_server, proxy, run_id)
 
 
 def silently_gone(whom: str, a: Node, b: Node, redis_server: RedisServer, proxy: Proxy, run_id: str) -> None:
-    mark = {"reader": b"XREAD", "channels": b"SUBSCRIBE", "heart": b"HELLO", "all": b""}[whom]
+    mark = {"reader": b"XREAD", "channels": b"SUBSCRIBE", "heart": b"*1\r\n$5\r\nHELLO", "all": b""}[whom]
     until(lambda: proxy.find(mark) is not None)
     index = proxy.find(mark)
     assert index is not None

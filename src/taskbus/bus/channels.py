@@ -128,7 +128,8 @@ class Channels:
         self._turn += 1
         if self._thread is None or (self._turn % 2 == 0 and not self._is_stale):
             return False
-        self._probed = time.monotonic()
+        if self._probed <= self.sign_of_life:  # else one is on its way, for which the time runs already
+            self._probed = time.monotonic()
         self._calls.call(b"PUBLISH", self.probe_channel, b"probe")
         return True
 
