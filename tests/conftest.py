@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 hypothesis.settings.register_profile("taskbus", deadline=None, derandomize="CI" in os.environ, print_blob=True)
 hypothesis.settings.load_profile("taskbus")
+
+# A shell that starts the suite in the background has it ignore Ctrl-C, and so would every process that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -26,6 +26,7 @@ __all__ = ["Router", "activate", "active_router"]
 log = logging.getLogger("taskbus")
 
 _NAMES_KNOWN = 10_000
+_NOT_STARTED = "the router was not started: call start(), or use it in a with statement"
 _active: Router | None = None
 
 
@@ -130,8 +131,8 @@ class Router(Meetings):
                 life.start()
             except TaskbusError as error:
                 raise error from None  # the driver's own trace says nothing more
-            self._life = life
             self.emit_event = self._record if self.config.record else life.emit  # a call less for each event
+            self._life = life
         finished = life.finish.known
         if finished is not None:
             log.warning("%s", self._why_finished(finished))
@@ -191,7 +192,7 @@ class Router(Meetings):
     def life(self) -> Life:
         """What is between start and stop; raises ``NotStarted`` when there is none."""
         if self._life is None:
-            raise NotStarted("the router was not started: call start(), or use it in a with statement")
+            raise NotStarted(_NOT_STARTED)
         self._life.check_alive()
         return self._life
 
@@ -249,8 +250,8 @@ class Router(Meetings):
         self.recorded.append((event, (args, kwargs)))
         life.emit(event, args, kwargs, *how)
 
-    def _refuse(self, *event: Any) -> None:
-        self.life.check_alive()  # says why
+    def _refuse(self, *event: Any, **how: Any) -> None:
+        raise NotStarted(_NOT_STARTED)
 
     def on(self, event: str, fn: Callable[..., Any], *, since: Since = "now") -> None:
         """Call ``fn`` for every ``event``; on return the subscription holds.

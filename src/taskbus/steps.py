@@ -187,8 +187,9 @@ class Steps:
                 self._stack.unwind_one(half)
 
     def _run_step(self) -> None:
-        stack, kind = self._stack, type(self)
-        if self.async_mode or kind.forward is not Steps.forward or kind.backward is not Steps.backward:
+        stack, kind, own = self._stack, type(self), vars(self)
+        is_own = "forward" in own or "backward" in own
+        if self.async_mode or is_own or kind.forward is not Steps.forward or kind.backward is not Steps.backward:
             for fn in self._middleware:
                 self.forward(fn)
             self._await()

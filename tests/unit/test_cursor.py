@@ -18,7 +18,7 @@ def test_a_stream_that_lost_its_end_is_read_from_there_and_not_from_before_the_s
 
 
 def test_reading_goes_on_behind_an_event_in_the_middle_of_an_entry() -> None:
-    cursor = Cursor.since("10-103", (0, 0))
+    cursor = Cursor.since("10-103")
     assert cursor.at < (10, 100)
     assert cursor.first_wanted((10, 100), 10) == 4
     assert cursor.first_wanted((10, 110), 5) == 0
@@ -27,11 +27,11 @@ def test_reading_goes_on_behind_an_event_in_the_middle_of_an_entry() -> None:
 
 
 def test_what_is_gone_behind_the_event_that_it_begins_at_is_counted_once() -> None:
-    cursor = Cursor.since("10-103", (0, 0))
+    cursor = Cursor.since("10-103")
     assert [cursor.pass_over(120, 5), cursor.pass_over(125, 1)] == [16, 0]
-    cursor = Cursor.since("10-103", (0, 0))
+    cursor = Cursor.since("10-103")
     assert [cursor.pass_over(100, 10), cursor.pass_over(110, 1)] == [0, 0]
-    assert Cursor.since("10-0", (0, 0)).pass_over(120, 5) == 0, "a time is no event"
+    assert Cursor.since("10-0").pass_over(120, 5) == 0, "a time is no event"
     assert cursor.rewound().pass_over(115, 1) == 0, "that is what was seen"
 
 
@@ -59,7 +59,7 @@ def test_what_a_forged_entry_took_up_of_the_numbering_is_no_step_back() -> None:
 @pytest.mark.parametrize("wrong", ["", "yesterday", "5", "5-", "-5", "5-x", 5, None])
 def test_what_is_no_point_to_begin_at_is_refused(wrong: object) -> None:
     with pytest.raises(ConfigError, match=r"since must be .*'last' \(in the wait_for of a task\), or the id"):
-        Cursor.since(wrong, (0, 0))  # type: ignore[arg-type]  # wrong on purpose
+        Cursor.since(wrong)  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_a_gap_counts_once_however_many_find_parts_of_it() -> None:

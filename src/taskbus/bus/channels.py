@@ -5,17 +5,18 @@ heartbeat publishes on a channel of this node, and that has to come in here befo
 the thread when there is a channel to add, so that only one thread ever writes to the connection.
 
 The connection also hears of it when somebody changes a key in which Redis keeps what it knows of this node (client-side
-caching, for which it speaks RESP3): the heartbeat then looks at once at what it looks at by turns otherwise. Where the
-server or its rights do not have that, it stays with the turns.
+caching, for which it speaks RESP3): with its next probe it asks whether that is still as it should be, and is so told
+of the next change, too. An idle node knows within seconds what it would find out by turns otherwise; where the server
+or its rights do not have that, it stays with the turns.
 """
 
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import hiredis
@@ -28,14 +29,11 @@ from taskbus.errors import BusDenied, BusError, BusUnavailable
 if TYPE_CHECKING:
     from taskbus.bus.connect import Target
     from taskbus.bus.keys import Keys
+    from taskbus.bus.registry import Question
 
 __all__ = ["Channels"]
 
 log = logging.getLogger("taskbus")
-
-_OPTIONAL = re.compile("unsubscribe|mget")
-"""Who may not leave a channel hears what nobody listens to, and who may not read looks by turns: no harm."""
-
 
 class Channels:
     """The subscriptions of one node; ``deliver(event, data)`` is called on the thread for each message."""
@@ -46,12 +44,12 @@ class Channels:
         keys: Keys,
         calls: Calls,
         deliver: Callable[[str, bytes], None],
-        watched: Callable[[], list[bytes]] = list,
+        questions: Callable[[], list[Question]] = list,
     ) -> None:
         self._keys = keys
         self._calls = calls
         self._deliver = deliver
-        self._watched = watched
+        self._questions = questions
         self._where = target.where
         self._wire = Wire(target, None)
         self._changed = threading.Condition()
@@ -67,9 +65,11 @@ class Channels:
         self._stopping = threading.Event()
         self._probed = 0.0
         self._turn = 0
-        self._watches = False  # Redis tells when a watched key is changed, once for each time that it was read here
-        self._is_stale = False  # one was, since they were read
-        self._is_changed = False  # and then they were read again, so that nothing that comes now is missed
+        self._watches = False  # Redis tells of the first change of a key since it was asked about here
+        self._touched: set[bytes] = set()  # the keys that were changed, and not asked about since
+        self._asked: deque[Question] = deque()  # whose answers have not come
+        self._is_wrong = False
+        self._has_given_up = False
         self.on_finish: Callable[[], None] = lambda: None
         """Called when the key of the finish was changed."""
         self.probe_channel = b""
@@ -106,6 +106,7 @@ class Channels:
                 )
 
     def _begin(self) -> None:
+        self._has_given_up = False
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="taskbus-channels", daemon=True)
             self._thread.start()
@@ -122,25 +123,34 @@ class Channels:
     def probe(self) -> bool:
         """Publish to this node's own channel, every other time; true when that was this beat's command.
 
-        Every time while there is a watched key that was changed, for it is the probe that has them read again: so
-        nodes that come and go by the thousand cost a node that watches little.
+        Every time while something was changed, for it is the probe that has it asked about: so nodes that come and go
+        by the thousand cost the others little.
         """
         self._turn += 1
-        if self._thread is None or (self._turn % 2 == 0 and not self._is_stale):
+        if self._thread is None or (self._turn % 2 == 0 and not self._touched):
             return False
         if self._probed <= self.sign_of_life:  # else one is on its way, for which the time runs already
             self._probed = time.monotonic()
-        self._calls.call(b"PUBLISH", self.probe_channel, b"probe")
+        try:
+            self._calls.call(b"PUBLISH", self.probe_channel, b"probe")
+        except BusDenied as error:
+            if not self._give_up(error):
+                raise
         return True
 
-    def take_changed(self) -> bool:
-        """Whether somebody has changed a watched key since this was asked last."""
-        is_changed, self._is_changed = self._is_changed, False
-        return is_changed
+    def take_wrong(self) -> bool:
+        """Whether Redis has said since this was asked last that something is not as it should be."""
+        is_wrong, self._is_wrong = self._is_wrong, False
+        return is_wrong
 
-    def watch_anew(self) -> None:
-        """The watched keys are others now."""
-        self._is_stale = self._watches
+    def ask_again(self) -> None:
+        """What should be in Redis is something else now."""
+        self._touch(question.key for question in self._questions())
+
+    def _touch(self, keys: Iterable[bytes]) -> None:
+        if self._watches:
+            with self._changed:
+                self._touched |= set(keys)
 
     def suspect(self) -> None:
         """Open the connection anew, for Redis answers nothing else; without traffic it would not be noticed here."""
@@ -148,10 +158,9 @@ class Channels:
 
     def watch(self) -> None:
         """Cut the connection if it did not bring the last probe; open it where nobody has listened yet."""
-        if self._thread is None and not self._wire.target.in_process:
+        if self._thread is None and not self._has_given_up and not self._wire.target.in_process:
             with self._changed:
                 if not self._stopping.is_set():
-                    self._is_stale = True  # by now they may have been changed
                     self._begin()
         if self._thread is not None and self._probed > self.sign_of_life and time.monotonic() - self._probed > 1.0:
             self._probed = 0.0
@@ -182,14 +191,14 @@ class Channels:
                 self._open(first)
                 first = False
                 while not self._stopping.is_set():
-                    message = self._read()
-                    if self._watches and type(message) is not hiredis.PushNotification:
-                        self._is_changed = True  # the watched keys were read
-                    else:
-                        self._take(message)
+                    self._take(self._read())
                     backoff.reset()
             except BusError as error:
                 self._wire.close()
+                if isinstance(error, BusDenied):
+                    self._give_up(error)
+                if self._has_ended():
+                    return
                 self._refused(error)
                 if not self._stopping.is_set():
                     self._stopping.wait(backoff.next())
@@ -200,6 +209,23 @@ class Channels:
                 self._wire.close()
                 self._stopping.wait(backoff.next())
         self._wire.close()
+
+    def _give_up(self, error: BusDenied) -> bool:
+        """Do without the connection, where nobody has asked for it: those who only emit need no right to subscribe."""
+        with self._changed:
+            if self._wanted:
+                return False
+            if not self._has_given_up:
+                log.info("%s; changes of keys are looked for by turns", error)
+            self._has_given_up = True
+            self._wire.abort()
+            return True
+
+    def _has_ended(self) -> bool:
+        with self._changed:
+            if self._has_given_up:
+                self._thread = None
+            return self._has_given_up
 
     def _refused(self, error: BusError) -> None:
         if self._stopping.is_set():
@@ -221,22 +247,31 @@ class Channels:
             if not first:
                 self.gaps += 1
         channels = (self._keys.channel(event) for event in sorted(self._sent))
-        commands = [pack(b"SUBSCRIBE", self.probe_channel, *channels)]
-        is_late, self._is_stale = self._is_stale or not first, False
+        subscribe = pack(b"SUBSCRIBE", self.probe_channel, *channels)
         self._watches = False
-        if not self._wire.target.in_process:
-            begin = (b"HELLO", b"3"), (b"CLIENT", b"TRACKING", b"ON"), (b"MGET", *self._watched())
-            self._wire.send([*(pack(*command) for command in begin), *commands])
-            replies = [self._wire.read() for _ in begin]
-            self._watches = not any(isinstance(reply, Exception) for reply in replies)
-            self._is_changed = self._watches and is_late
-        else:
-            self._wire.send(commands)
+        self._asked.clear()
+        if self._wire.target.in_process:
+            self._wire.send([subscribe])
+            return
+        with self._changed:
+            self._touched = set()
+        questions = self._questions()
+        begin = (b"HELLO", b"3"), (b"CLIENT", b"TRACKING", b"ON"), *(question.command for question in questions)
+        self._wire.send([*(pack(*command) for command in begin), subscribe])
+        refused = [isinstance(self._wire.read(), Exception) for _ in range(2)]
+        self._watches = not any(refused)
+        self._asked.extend(questions)
+
+    def _judge(self, question: Question, answer: Any) -> None:
+        self._is_wrong |= self._watches and (isinstance(answer, Exception) or not question.is_right(answer))
 
     def _read(self) -> Any:
         reply = self._wire.read()
-        while isinstance(reply, Exception) and _OPTIONAL.search(str(reply)):
-            reply = self._wire.read()
+        while isinstance(reply, Exception) and "unsubscribe" in str(reply):
+            reply = self._wire.read()  # who may not leave a channel hears what nobody listens to: no harm
+        if self._asked and type(reply) is not hiredis.PushNotification:
+            self._judge(self._asked.popleft(), reply)
+            return self._read()
         if isinstance(reply, Exception):
             channels = sorted(self._keys.channel(event).decode() for event in self._sent - self._confirmed)
             raise self._wire.explain(reply, f"SUBSCRIBE {' '.join(channels)}")
@@ -256,16 +291,25 @@ class Channels:
             self._deliver(self._keys.event_of(channel), message[2])
             return
         elif kind == b"invalidate":
-            self._is_stale = True
-            if message[1] and self._keys.finish in message[1]:
+            keys = message[1] or [question.key for question in self._questions()]  # none: all there were
+            self._touch(keys)
+            if self._keys.finish in keys:
                 self.on_finish()
             return
         elif kind == b"message" and message[2].startswith(b"echo"):
             self.echo = message[2]
         self._change()
-        if self._is_stale:
-            self._is_stale = False
-            self._wire.send([pack(b"MGET", *self._watched())])
+        if self._touched and not self._asked and self._sent <= self._confirmed:
+            self._ask()
+
+    def _ask(self) -> None:
+        """With no refusal of a channel on its way, which would be taken for an answer."""
+        with self._changed:
+            touched, self._touched = self._touched, set()
+        questions = [question for question in self._questions() if question.key in touched]
+        self._asked.extend(questions)
+        if questions:
+            self._wire.send([pack(*question.command) for question in questions])
 
     def _change(self) -> None:
         with self._changed:

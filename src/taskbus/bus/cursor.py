@@ -44,15 +44,17 @@ class Cursor:
         self.seen: dict[str, int] = {}
 
     @classmethod
-    def since(cls, since: str, joined: EntryId) -> Cursor:
-        """A cursor for ``"start"``, ``"joined"`` or the id of an event; ``joined`` is the id up to which all is older.
+    def since(cls, since: str, joined: tuple[EntryId, int | None] = ((0, 0), None)) -> Cursor:
+        """A cursor for ``"start"``, ``"joined"`` or the id of an event.
+
+        ``joined``: the id up to which all is older than the join, and the number of the next event where it is known.
 
         An event's id is that of its entry, whose ordinal is the event's own: the events of an entry share the time.
         """
         if since == "start":
             return cls((0, 0))
         if since == "joined":
-            return cls(joined, joined[1] + 1)
+            return cls(*joined)
         if not isinstance(since, str) or not (match := _ID.match(since)):
             raise ConfigError(
                 "since must be 'now', 'start', 'last' (in the wait_for of a task), or the id of an event such as "

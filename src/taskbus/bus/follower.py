@@ -88,7 +88,7 @@ class Follower:
         self.missed = 0
         """Events that were trimmed before they were read."""
         if since != "now":
-            Cursor.since(since, (0, 0))  # refuse nonsense now
+            Cursor.since(since)  # refuse nonsense now
         self._look(first=True)
 
     def read(self, timeout: float) -> list[Sighting]:
@@ -138,7 +138,7 @@ class Follower:
 
     def _begin(self, names: list[str]) -> dict[str, Cursor]:
         if self._since != "now":
-            return {name: Cursor.since(self._since, (0, 0)) for name in names}
+            return {name: Cursor.since(self._since) for name in names}
         if not names:
             return {}
         keys = (self._guest.keys.streams, *(self._guest.keys.events(name) for name in names))

@@ -49,8 +49,8 @@ class Heart:
 
     An idle node sends one plain command with each heartbeat: by turns the renewal of its lease and the check of one of
     the things that Redis should know of it, so that a node that was forgotten, wholly or in part, registers again. A
-    node that does something looks after them with each heartbeat, beside what it has to tell. When somebody has
-    changed one of them, and Redis says so, it looks after all of them.
+    node that does something looks after them with each heartbeat, beside what it has to tell. When Redis says that one
+    of them is wrong, it looks after all of them.
     """
 
     def __init__(self, config: RouterConfig, registry: Registry) -> None:
@@ -81,8 +81,8 @@ class Heart:
         self.on_finish: Callable[[], None] = lambda: None
         self.each_beat: list[Callable[[], None]] = []
         self.probe: Callable[[], bool] = lambda: False
-        self.is_changed: Callable[[], bool] = lambda: False
-        """Whether somebody has changed what Redis knows of this node, since this was asked last."""
+        self.is_wrong: Callable[[], bool] = lambda: False
+        """Whether Redis has said, since this was asked last, that what it knows of this node is not right."""
         self.due: Callable[[], float] = lambda: math.inf
         """When (monotonic) to beat if that is sooner than the next beat; asked again after a :meth:`nudge`."""
 
@@ -178,8 +178,8 @@ class Heart:
                 self.recover()
             if (not is_due or 2 * beat > limit) and not self.probe():  # with a short lease every beat renews it
                 self._check(1)
-        if self.is_changed():
-            self._check(4)
+        if self.is_wrong() and not registry.check_all():
+            self.recover()
         if registry.finish is not None and finished is None:
             self.on_finish()
         if now - self._ttl_renewed > self._config.run_ttl / 4:

@@ -78,8 +78,8 @@ class Life:
         self.barriers = Barriers(self.registry, config.lease)
         self.intake = Intake(config, self.keys, self.registry, self.writer, loop)
         self.reader = Reader(config, self.target, self.keys, self.calls, self.intake)
-        deliver, watched = self.intake.take_transient, self.registry.watched
-        self.channels = Channels(self.target, self.keys, self.calls, deliver, watched)
+        deliver, questions = self.intake.take_transient, self.registry.questions
+        self.channels = Channels(self.target, self.keys, self.calls, deliver, questions)
         self.heart = Heart(config, self.registry)
         self.failed = self.was_cut = False
         self.on_fenced: Callable[[], object] = lambda: None
@@ -144,7 +144,7 @@ class Life:
         finish.defer, finish.on_forgotten = reader.call_when_read, self.recover
         heart.due = lambda: min(finish.due, reader.goals.due)
         reader.goals.on_added = finish.on_expected = heart.nudge
-        heart.is_changed, self.channels.on_finish = self.channels.take_changed, finish.expect
+        heart.is_wrong, self.channels.on_finish = self.channels.take_wrong, finish.expect
         heart.each_beat += [self.channels.watch, finish.retry, finish.look, self.barriers.settle, reader.goals.check]
         heart.each_beat += [SlowListeners(self.loop).warn, self._look, self.registry.take_labels_off]
 
@@ -232,7 +232,7 @@ class Life:
     def _carry(self, labels: frozenset[str]) -> None:
         self.registry.labels = labels
         self.intake.labels_changed()
-        self.channels.watch_anew()
+        self.channels.ask_again()
 
     def recover(self) -> None:
         """Register again after a new connection, or after Redis has forgotten this node."""
@@ -245,9 +245,8 @@ class Life:
             except Fenced as error:
                 self._fenced(error)
                 raise
-            if forgotten:
-                self.reader.rewind()
-                self._state_lost("the run's epoch is another one: Redis came back without the run")
+            if forgotten != "nothing":
+                self.reader.note_loss(forgotten)
                 self.reader.wake()
         if self.registry.finish_in_redis:
             self.finish.hear()
@@ -354,7 +353,7 @@ class Life:
                 if not self.reader.is_subscribed(event):
                     self.reader.follow(event, limit)
             else:
-                cursor = Cursor.since(since, self.registry.joined.get(event, (0, 0)))
+                cursor = Cursor.since(since, self.registry.joined(event))
                 self.intake.lag(sink, limit)
                 self.reader.catch_up(sink, cursor, max(0.05, deadline - time.monotonic()))
             self.channels.subscribe(event, max(0.05, deadline - time.monotonic()))

@@ -106,7 +106,7 @@ class Outbox:
 
         Returns, if it is ``here`` too, what ``look(event)`` says at the moment at which the event gets its number.
         """
-        # With `Task.emit`, `Router.emit_event` and `Life.emit` this is what an event costs the thread that emits it:
+        # With `Task.emit` and `Life.emit` this is what an event costs the thread that emits it:
         # of 1.6 us in all these lines take 0.5.
         text, buffers = encoded
         size = len(text) if not buffers else frame.body_size(text, buffers)

@@ -8,8 +8,8 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from taskbus.errors import BusError, Fenced, NodeIdTaken
 from taskbus.types import FinishInfo, NodeInfo
@@ -21,12 +21,23 @@ if TYPE_CHECKING:
     from taskbus.bus.wire import Arg
     from taskbus.config import RouterConfig
 
-__all__ = ["Registry", "finish_from"]
+__all__ = ["Question", "Registry", "finish_from"]
 
 log = logging.getLogger("taskbus")
 
+Forgotten = Literal["nothing", "epoch", "run"]
+"""What Redis has lost: with the epoch everything, or that alone."""
+
 _FAREWELL = 0.5
 """Seconds that the labels of a task may keep up its stop."""
+
+
+class Question(NamedTuple):
+    """Something to ask Redis about a key, and whether an answer is as it should be."""
+
+    key: bytes
+    command: tuple[Arg, ...]
+    is_right: Callable[[Any], bool]
 
 
 def finish_from(flat: list[bytes]) -> FinishInfo | None:
@@ -57,8 +68,8 @@ class Registry:
         self.stale_labels: frozenset[str] = frozenset()
         """Labels that it has had, and that the registry may still show."""
         self.epoch = b""
-        self.joined: dict[str, EntryId] = {}
-        """Behind which id the streams went on when this node joined, by the event's name; others began later."""
+        self._joined_at = 0  # ms
+        self._ends: dict[str, EntryId] | None = {}  # of the streams at the join; others began later. None: not known
         self.inbox_at = b"0-0"
         self.finish: FinishInfo | None = None
         self.finish_in_redis = False
@@ -69,8 +80,8 @@ class Registry:
 
     # Being there -----------------------------------------------------------------------------------------------------
 
-    def claim(self) -> bool:
-        """Take the id, or register again; returns whether Redis has forgotten the run since the last time.
+    def claim(self) -> Forgotten:
+        """Take the id, or register again; returns what Redis has forgotten since the last time.
 
         Raises:
             NodeIdTaken: A live node holds the id that was asked for.
@@ -85,22 +96,29 @@ class Registry:
             answer = self._calls.script("claim", keys, args)
             if answer[0] == b"TAKEN":
                 self._refuse(answer)
-            _, node_id, epoch, last, finish, is_new, is_restored, streams = answer
-            forgotten = bool(self.epoch) and epoch != self.epoch
+            _, node_id, epoch, now, last, finish, is_new, is_same, streams = answer
+            forgotten: Forgotten = "nothing"
             if not self.epoch:
                 self.node_id = node_id.decode()
-                self.joined = _ends(streams)
+                self._joined_at, self._ends = int(now), _ends(streams)
                 self.inbox_at = last
-            elif forgotten:
-                self.joined = {}  # the streams of now are all younger
-            if is_restored:
-                log.warning("the epoch of run %r, and nothing else, was gone; it is there again", self._keys.run_id)
+            elif epoch != self.epoch:
+                forgotten = "epoch" if is_same else "run"
+            if forgotten == "run":
+                self._ends = {}
             self.was_away = bool(self.epoch) and bool(is_new)
             self.epoch = epoch
             found = finish_from(finish)
             self.finish_in_redis = found is not None
             self.finish = found or self.finish
             return forgotten
+
+    def joined(self, event: str) -> tuple[EntryId, int | None]:
+        """Behind which id the stream of ``event`` went on when this node joined, and with which number, where known."""
+        if self._ends is None:
+            return (self._joined_at, 0), None
+        at = self._ends.get(event, (0, 0))
+        return at, at[1] + 1
 
     def _refuse(self, answer: list[Any]) -> None:
         host, pid = answer[1].decode(errors="replace"), answer[2].decode(errors="replace")
@@ -274,10 +292,27 @@ class Registry:
             *(self._keys.label(label) for label in self.labels),
         }
 
-    def watched(self) -> list[bytes]:
-        """The keys whose change by anybody is worth a look; not those that change all the time."""
-        often = {self._keys.node(self.node_id), self._keys.inbox(self.node_id)}
-        return sorted((self._own_keys() | {self._keys.finish}) - often)
+    def questions(self) -> list[Question]:
+        """What to ask about each key in which Redis keeps what it knows of this node, less those that it renews itself.
+
+        Each answer is an error where the key holds a value of another type.
+        """
+        me, keys = self.node_id, self._keys
+        owner, finish = keys.owner(me), keys.finish
+        found = [
+            Question(keys.epoch, (b"GET", keys.epoch), lambda answer: answer == self.epoch),
+            Question(owner, (b"GET", owner), lambda answer: answer == self.producer.encode()),
+            Question(finish, (b"HGET", finish, b"node"), lambda answer: (answer is not None) == self.finish_in_redis),
+        ]
+        members = [(keys.nodes, me)]
+        for label in sorted(self.labels):
+            members += [(keys.labels, label), (keys.label(label), me)]
+        return found + [Question(key, (b"SISMEMBER", key, member), bool) for key, member in members]
+
+    def check_all(self) -> bool:
+        """Verify all that Redis should know of this node; false when something is not as it should be."""
+        answers = ((question, self._calls.call(*question.command)) for question in self.questions())
+        return all(question.is_right(answer) for question, answer in answers) and self._all_is_there()
 
     def _all_is_there(self) -> bool:
         keys = self._own_keys()
@@ -293,8 +328,10 @@ class Registry:
         return True
 
 
-def _ends(streams: list[bytes]) -> dict[str, EntryId]:
+def _ends(streams: list[bytes] | None) -> dict[str, EntryId] | None:
     """Ids end with the number of the event, so that these say how many there were, too."""
+    if streams is None:
+        return None
     counted = zip(streams[::3], streams[1::3], streams[2::3], strict=True)
     return {event.decode(errors="replace"): (int(ms), int(count)) for event, count, ms in counted}
 

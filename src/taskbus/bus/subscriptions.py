@@ -18,11 +18,12 @@ from taskbus.bus.cursor import Cursor, EntryId, format_id, parse_id
 from taskbus.bus.streams import Laggard, Readers, Stream
 from taskbus.bus.taker import LargePayload, Taker
 from taskbus.bus.wire import pack
-from taskbus.errors import BusDenied
+from taskbus.errors import BusDenied, BusError
 
 if TYPE_CHECKING:
     from taskbus.bus.calls import Calls
     from taskbus.bus.keys import Keys
+    from taskbus.bus.registry import Forgotten
     from taskbus.bus.streams import Rest
     from taskbus.bus.taker import Admission
     from taskbus.bus.wire import Wire
@@ -154,6 +155,18 @@ class Subscriptions:
             self._rewinds += 1
             self._plan = None
 
+    def note_loss(self, forgotten: Forgotten) -> None:
+        """Redis has another epoch; read again, and report, what it has lost with the one that it had."""
+        why = "the run's epoch is another one"
+        try:
+            if forgotten == "epoch":
+                self._compare_tails([why])
+                return
+        except BusError:
+            pass  # what cannot be compared is read again
+        self.rewind()
+        self._node.on_state_loss(f"{why}: Redis came back without the run")
+
     def look(self) -> None:
         """Refresh ``lag``: how many events are kept for this node's subscriptions that it has not read."""
         with self._lock:
@@ -234,11 +247,8 @@ class Subscriptions:
         """A stream that ends before its cursor, or has counted less, has lost its end: it is read again."""
         with self._lock:
             streams = list(self._streams.values())
-        if not streams:
-            return
-        tails = self._calls.script(
-            "tail", (self._keys.streams, *(stream.key for stream in streams)), [stream.event for stream in streams]
-        )
+        keys = [stream.key for stream in streams]
+        tails = self._calls.script("tail", (self._keys.streams, *keys), [stream.event for stream in streams])
         lost = list(known)
         for position, stream in enumerate(streams):
             last, count = parse_id(tails[2 * position]), tails[2 * position + 1]

@@ -3,8 +3,9 @@
 -- KEYS: nodes, labels, epoch, finish.
 -- ARGV: prefix, wanted id or '', token, lease in ms, run ttl in ms, a new epoch, host, pid, role, step, the epoch that it
 --       knows if it was there before, labels...
--- Answers {'OK', id, epoch, last id of the inbox, finish as a flat list, 1 if the node was not there, 1 if only the epoch
--- was missing, and at the node's first time for each stream the event, how many events it has had, and the time of the last one in ms}
+-- Answers {'OK', id, epoch, time in ms, last id of the inbox, finish as a flat list, 1 if the node was not there, 1 if
+-- Redis still knows this life with the epoch that the node knows, and at the node's first time for each stream the
+-- event, how many events it has had, and the time of the last one in ms, or nil where that is not known}
 -- or {'TAKEN', host, pid, started, ms until the lease of its holder runs out}.
 local prefix, id, token, lease, ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 if id == '' then
@@ -42,13 +43,14 @@ redis.call('PEXPIRE', KEYS[1], ttl)
 -- who deletes or evicts that one key alone lets a paused node write until its next heartbeat.
 if owner and owner ~= token then redis.call('DEL', prefix .. 'producer:' .. owner) end
 redis.call('SET', node .. ':owner', token, 'PX', ttl)
-local known = redis.call('HSETNX', producer, 'batch', '-1') == 0
+redis.call('HSETNX', producer, 'batch', '-1')
 redis.call('PEXPIRE', producer, ttl)
+local same = again and redis.call('HGET', producer, 'epoch') == ARGV[11]
 local time = redis.call('TIME')
 local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
--- Random, and when the run began. Where nothing but the epoch was lost it is the same run still.
-known = again and known
-local set = redis.call('SET', KEYS[3], known and ARGV[11] or ARGV[6] .. '@' .. now, 'NX', 'PX', ttl)
+local is_first = redis.call('SET', KEYS[3], ARGV[6] .. '@' .. now, 'NX', 'PX', ttl)  -- random, and when the run began
+local epoch = redis.call('GET', KEYS[3])
+redis.call('HSET', producer, 'epoch', epoch)
 redis.call('PEXPIRE', KEYS[3], ttl)
 local finish = redis.call('HGETALL', KEYS[4])
 -- Whoever held this id before reads here that it does not any more.
@@ -66,9 +68,10 @@ for i = 12, #ARGV do
     redis.call('PEXPIRE', key, ttl)
   end
 end
-local streams = {}
-if not again then
-  local states = redis.pcall('HGETALL', prefix .. 'streams')  -- one of the wrong type is named to whoever writes
+local streams = false
+local states = again and {} or redis.pcall('HGETALL', prefix .. 'streams')
+if not states.err and (is_first or #states > 0) then  -- one of the wrong type is named to whoever writes
+  streams = {}
   for i = 2, #states, 2 do
     local count, ms = string.match(states[i], '^(%d+) %d+ (%d+) ')
     if count then
@@ -76,4 +79,4 @@ if not again then
     end
   end
 end
-return {'OK', id, redis.call('GET', KEYS[3]), last, finish, holder[1] and 0 or 1, known and set and 1 or 0, streams}
+return {'OK', id, epoch, now, last, finish, holder[1] and 0 or 1, same and 1 or 0, streams}
