@@ -76,7 +76,7 @@ def test_a_user_without_any_command_is_told_all_that_are_missing(redis_server: R
     assert done.returncode == 1
     assert found["reachable"][0] == "ok"
     missing = set(re.findall(r"\b[A-Z]{3,}\b", found["rights"][1].partition(";")[0]))
-    assert missing == {probe[0] for probe in COMMANDS} - {"WAIT", "CLIENT", "HELLO"} | {"SUBSCRIBE"}
+    assert missing == {probe[0] for probe in COMMANDS} - {"WAIT", "CLIENT"} | {"SUBSCRIBE"}
     assert found["clock"] == ("?", "TIME is refused")
 
 

@@ -123,15 +123,10 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("WAIT", "0", "1"),
     ("PUBLISH", "KEY", "v"),
     ("CLIENT", "TRACKING", "OFF"),
-    ("HELLO",),
     ("UNLINK", "KEY:hash", "KEY:set", "KEY:list"),
     ("DEL", "KEY", "KEY:stream"),
 )
 """Every command that a node sends, alone or from a script, as a probe; ``KEY`` stands for a key of the run."""
-
-
-_TELLING = {"HELLO": "HELLO", "CLIENT": "CLIENT TRACKING"}
-"""What a node needs to be told of changes, by the name of the command."""
 
 
 def _rights(guest: Guest) -> Iterator[Finding]:
@@ -152,9 +147,8 @@ def _rights(guest: Guest) -> Iterator[Finding]:
                 full = text
     if refused.pop("WAIT", None) is not None:
         yield Finding("note", "acknowledge", 'this user may not WAIT: ack="replicas:n" cannot be used')
-    untold = [what for name, what in _TELLING.items() if refused.pop(name, None) is not None]
-    if untold:
-        what = f"{' and '.join(untold)}: an idle node notices up to half a minute late that our keys were changed"
+    if refused.pop("CLIENT", None) is not None:
+        what = "CLIENT TRACKING: an idle node notices up to half a minute late that our keys were changed"
         yield Finding("note", "tracking", f"this user may not {what}")
     if full:
         yield Finding("bad", "space", f"{full}: nothing can be emitted")
