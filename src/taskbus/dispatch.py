@@ -9,6 +9,7 @@ from functools import lru_cache
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from taskbus.condition import Condition
 from taskbus.config import check_name
 from taskbus.errors import BusUnavailable, NotStarted
 from taskbus.mailbox import ErrorBox, Listener, function_name
@@ -61,8 +62,8 @@ class EventLoop:
         """Who takes which event; to look at without a lock, for its tuples are replaced, never changed."""
         self.listeners_attached = 0
         """How many sinks call a function, or want their events at once for another reason than a wait."""
-        self._lock = threading.Lock()
-        self._quiet = threading.Condition(self._lock)
+        self._lock = threading.RLock()
+        self._quiet = Condition(self._lock)
         self._busy: set[Listener] = set()
         self._looks: dict[Listener, tuple[object, float]] = {}
         self._idle: list[_DeliveryThread] = []

@@ -9,6 +9,7 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from taskbus.condition import Condition
 from taskbus.errors import BusUnavailable
 from taskbus.types import LazyPage
 
@@ -139,7 +140,7 @@ class Listener:
         self._mail: deque[Event | _Chunk] = deque()
         self._running: list[Event | Bare] = []
         self._through = 0  # events of its chunk before those
-        self._room = threading.Condition(threading.Lock())
+        self._room = Condition()
         self._max_events = max_events
         self._max_bytes = max_bytes
         self._limit = 0 if once else max_events  # 0 sends every put over the slow path, which knows of once and closed

@@ -9,6 +9,7 @@ from queue import SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
+from taskbus.condition import Condition
 from taskbus.errors import NotStarted
 from taskbus.mailbox import ErrorBox, function_name
 
@@ -39,7 +40,7 @@ class Latch:
         self.open = 0
         self.errors = ErrorBox()
         self._alarm = alarm
-        self._none_left = threading.Condition(threading.Lock())
+        self._none_left = Condition()
 
     def add(self) -> None:
         with self._none_left:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import secrets
-import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from taskbus.condition import Condition
 from taskbus.errors import BusError, BusUnavailable, WaitTimeout
 from taskbus.waiting import LEAST_TRY
 
@@ -31,7 +31,7 @@ class Barriers:
     def __init__(self, registry: Registry, look_again: float) -> None:
         self._registry = registry
         self._look_again = look_again
-        self._news = threading.Condition()
+        self._news = Condition()
         self._turn = 0
         self._unsettled: dict[str, str] = {}
         self._opened: dict[str, str] = {}

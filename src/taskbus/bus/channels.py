@@ -24,6 +24,7 @@ import hiredis
 from taskbus.bus.backoff import Backoff
 from taskbus.bus.calls import Calls
 from taskbus.bus.wire import Wire, pack
+from taskbus.condition import Condition
 from taskbus.errors import BusDenied, BusError, BusUnavailable
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Channels"]
 
 log = logging.getLogger("taskbus")
+
 
 class Channels:
     """The subscriptions of one node; ``deliver(event, data)`` is called on the thread for each message."""
@@ -52,7 +54,7 @@ class Channels:
         self._questions = questions
         self._where = target.where
         self._wire = Wire(target, None)
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._wanted: set[str] = set()
         self._confirmed: set[str] = set()
         self._sent: set[str] = set()

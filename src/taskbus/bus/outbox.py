@@ -13,6 +13,7 @@ from taskbus import frame
 from taskbus.bus.bell import Bell
 from taskbus.bus.room import snapshot
 from taskbus.codec import Encoded
+from taskbus.condition import Condition
 from taskbus.errors import BusDenied, BusError, BusUnavailable, EncodeError, NotAcknowledged, NotStarted, TaskbusError
 
 if TYPE_CHECKING:
@@ -62,10 +63,10 @@ class Outbox:
         self._max_payload, self._alone = config.max_payload, config.blob_threshold
         self._most_in_frame = max(1, config.retention_events // 8)  # trimming takes whole frames
         self._max_bytes = config.outbox_bytes
-        self.numbering = threading.Lock()
+        self.numbering = threading.RLock()
         """Held while an event gets its number."""
         self._lock = self.numbering
-        self._changed = threading.Condition(self._lock)  # acknowledged, refused, failed, stopped
+        self._changed = Condition(self._lock)  # acknowledged, refused, failed, stopped
         self._waiting = 0
         self._bell = Bell()
         self._closed = False
@@ -153,8 +154,10 @@ class Outbox:
                 send()
         except TaskbusError:
             raise
-        except BaseException:  # a signal handler's, anywhere
+        except BaseException as error:  # a signal handler's, anywhere
             self._mend()
+            if isinstance(error, RuntimeError) and error.__context__ is not None:
+                raise error.__context__ from None  # it came in a wait for room, and the lock is not held: see Condition
             raise
         return sinks
 
