@@ -226,7 +226,7 @@ class Subscriptions:
                 keys.append(stream.key)
                 cursors.append(own[0] if len(own) == 1 else min(own, key=lambda cursor: cursor.at))
         if not has_laggards:
-            self._without_laggards = True  # so that the next one, who most often has nothing to catch up with, joins at once
+            self._without_laggards = True  # so that the next one, with mostly nothing to catch up with, joins at once
         if not self._inbox_wrong:
             keys.append(self.inbox)
             cursors.append(self._inbox_cursor)
