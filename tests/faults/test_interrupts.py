@@ -54,6 +54,41 @@ def interrupting(after: Callable[[], float]) -> Iterator[Callable[[Callable[[], 
         signal.signal(signal.SIGUSR1, before)
 
 
+def test_an_emit_that_waits_for_room_ends_with_what_the_handler_raises(redis_server: RedisServer, run_id: str) -> None:
+    """Also where the lock of the outbox is just not held; and no event is lost or repeated."""
+    tried: list[int] = []
+    accepted: list[int] = []
+    armed = False
+
+    def handler(*_: Any) -> None:
+        nonlocal armed
+        if armed:
+            armed = False
+            raise Interrupt
+
+    with Router(redis_server.url, run_id=run_id) as b, Router(redis_server.url, run_id=run_id, outbox_events=50) as a:
+        heard: list[int] = []
+        b.on("numbers", heard.append)
+        before = signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.0013, 0.0017)  # by the clock, whatever this thread is at
+        try:
+            while len(tried) - len(accepted) < scaled(1500, 15_000):
+                tried.append(len(tried))
+                with suppress(Interrupt):
+                    armed = True
+                    a.emit("numbers", tried[-1])
+                    armed = False
+                    accepted.append(tried[-1])
+                armed = False
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        a.sync()
+        until(lambda: heard[-1] >= accepted[-1])
+        assert heard == sorted(set(heard))
+        assert set(accepted) <= set(heard)
+
+
 @pytest.fixture
 def task(redis_server: RedisServer, run_id: str) -> Iterator[Task]:
     task = Task().start(router=Router(redis_server.url, run_id=run_id))

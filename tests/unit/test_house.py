@@ -20,6 +20,7 @@ HOUSE = [
     "_version",
     "errors",
     "types",
+    "condition",
     "globs",
     "config",
     "context",
