@@ -92,8 +92,13 @@ class Channels:
             self._wanted.add(event)
             if event in self._confirmed:
                 return
+            self._denied = None
             self._begin()
-        self._calls.call(b"PUBLISH", self.probe_channel, b"wake", timeout=timeout)
+        try:
+            self._calls.call(b"PUBLISH", self.probe_channel, b"wake", timeout=timeout)
+        except BusDenied:
+            self._wanted.discard(event)
+            raise
         with self._changed:
             over = self._changed.wait_for(
                 lambda: event in self._confirmed or self._denied is not None or self._stopping.is_set(),
@@ -129,7 +134,7 @@ class Channels:
         by the thousand cost the others little.
         """
         self._turn += 1
-        if self._thread is None or (self._turn % 2 == 0 and not self._touched):
+        if self._thread is None or (self._turn % 2 == 0 and not (self._watches and self._touched)):
             return False
         if self._probed <= self.sign_of_life:  # else one is on its way, for which the time runs already
             self._probed = time.monotonic()
@@ -142,17 +147,18 @@ class Channels:
 
     def take_wrong(self) -> bool:
         """Whether Redis has said since this was asked last that something is not as it should be."""
-        is_wrong, self._is_wrong = self._is_wrong, False
-        return is_wrong
+        if not self._is_wrong:
+            return False
+        self._is_wrong = False
+        return True
 
     def ask_again(self) -> None:
         """What should be in Redis is something else now."""
         self._touch(question.key for question in self._questions())
 
     def _touch(self, keys: Iterable[bytes]) -> None:
-        if self._watches:
-            with self._changed:
-                self._touched |= set(keys)
+        with self._changed:
+            self._touched |= set(keys)
 
     def suspect(self) -> None:
         """Open the connection anew, for Redis answers nothing else; without traffic it would not be noticed here."""
@@ -215,7 +221,7 @@ class Channels:
     def _give_up(self, error: BusDenied) -> bool:
         """Do without the connection, where nobody has asked for it: those who only emit need no right to subscribe."""
         with self._changed:
-            if self._wanted:
+            if self._wanted or "NOPERM" not in str(error):
                 return False
             if not self._has_given_up:
                 log.info("%s; changes of keys are looked for by turns", error)
@@ -265,18 +271,27 @@ class Channels:
         self._asked.extend(questions)
 
     def _judge(self, question: Question, answer: Any) -> None:
-        self._is_wrong |= self._watches and (isinstance(answer, Exception) or not question.is_right(answer))
+        if not self._watches:
+            return
+        if not isinstance(answer, Exception):
+            self._is_wrong |= not question.is_right(answer)
+        elif isinstance(self._wire.explain(answer), BusDenied):
+            self._is_wrong = True
+        else:
+            self._touch([question.key])  # Redis does not answer questions now, and would not tell of this key
 
     def _read(self) -> Any:
-        reply = self._wire.read()
-        while isinstance(reply, Exception) and "unsubscribe" in str(reply):
-            reply = self._wire.read()  # who may not leave a channel hears what nobody listens to: no harm
-        if self._asked and type(reply) is not hiredis.PushNotification:
+        while True:
+            reply = self._wire.read()
+            if isinstance(reply, Exception) and "unsubscribe" in str(reply):
+                continue  # who may not leave a channel hears what nobody listens to: no harm
+            if not self._asked or type(reply) is hiredis.PushNotification:
+                break
             self._judge(self._asked.popleft(), reply)
-            return self._read()
         if isinstance(reply, Exception):
-            channels = sorted(self._keys.channel(event).decode() for event in self._sent - self._confirmed)
-            raise self._wire.explain(reply, f"SUBSCRIBE {' '.join(channels)}")
+            channels = sorted(self._keys.channel(event) for event in self._sent - self._confirmed)
+            what = b" ".join(channels or [self.probe_channel]).decode()
+            raise self._wire.explain(reply, f"SUBSCRIBE {what}")
         return reply
 
     def _take(self, message: Any) -> None:
@@ -301,7 +316,7 @@ class Channels:
         elif kind == b"message" and message[2].startswith(b"echo"):
             self.echo = message[2]
         self._change()
-        if self._touched and not self._asked and self._sent <= self._confirmed:
+        if self._watches and self._touched and not self._asked and self._sent <= self._confirmed:
             self._ask()
 
     def _ask(self) -> None:

@@ -63,6 +63,7 @@ class Heart:
         self._turn = 0
         self._looks = 0
         self._looked = 0.0
+        self._is_doubtful = False  # and could not be looked after yet
         self._written: tuple[str | int, ...] = ("", 0, 1, 0, 0, 0, 0)
         self._renewed = time.monotonic()
         self._ttl_renewed = time.monotonic()
@@ -178,8 +179,11 @@ class Heart:
                 self.recover()
             if (not is_due or 2 * beat > limit) and not self.probe():  # with a short lease every beat renews it
                 self._check(1)
-        if self.is_wrong() and not registry.check_all():
-            self.recover()
+        self._is_doubtful |= self.is_wrong()
+        if self._is_doubtful:
+            if not registry.check_all():
+                self.recover()
+            self._is_doubtful = False
         if registry.finish is not None and finished is None:
             self.on_finish()
         if now - self._ttl_renewed > self._config.run_ttl / 4:

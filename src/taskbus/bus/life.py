@@ -25,7 +25,7 @@ from taskbus.bus.intake import Intake
 from taskbus.bus.keys import Keys
 from taskbus.bus.policy import warn_of_eviction
 from taskbus.bus.reader import Reader
-from taskbus.bus.registry import Registry, finish_from
+from taskbus.bus.registry import Registry
 from taskbus.bus.tally import counts, tally
 from taskbus.bus.writer import Writer
 from taskbus.config import check_reach
@@ -287,8 +287,7 @@ class Life:
         if kind == b"claim" and fields.get(b"token", b"").decode(errors="replace") != self.producer:
             self.recover()  # raises Fenced unless that life is over already
         elif kind == b"finish":
-            flat = [part for pair in fields.items() for part in pair]
-            self.registry.finish = finish_from(flat) or self.registry.finish
+            self.registry.note_finish([part for pair in fields.items() for part in pair])
             self.finish.hear()
         elif kind == b"barrier":
             self.barriers.notify()

@@ -14,7 +14,16 @@ from taskbus.bus.bell import Bell
 from taskbus.bus.room import snapshot
 from taskbus.codec import Encoded
 from taskbus.condition import Condition
-from taskbus.errors import BusDenied, BusError, BusUnavailable, EncodeError, NotAcknowledged, NotStarted, TaskbusError
+from taskbus.errors import (
+    BusDenied,
+    BusError,
+    BusUnavailable,
+    ConfigError,
+    EncodeError,
+    NotAcknowledged,
+    NotStarted,
+    TaskbusError,
+)
 
 if TYPE_CHECKING:
     from taskbus.bus.batch import Batch
@@ -70,6 +79,7 @@ class Outbox:
         self._waiting = 0
         self._bell = Bell()
         self._closed = False
+        self._is_inside = False  # of what follows once there is room; the lock lets the same thread in again
         self._idle = False  # nothing is under way, and the thread waits for the bell
         self._rests = False  # the thread does not look whether what is under way is answered
         self._stopping = threading.Event()
@@ -115,12 +125,16 @@ class Outbox:
             raise self._too_large(event, size, transient)
         copies = [snapshot(buffer) for buffer in buffers] if buffers else None
         key = "\0" + event if transient else event
+        entered = False
         try:
             with self._lock:
                 emitted = self.emitted
                 if emitted >= self._until or self.bytes_waiting + size > self._max_bytes:
                     self._make_room(size, self._config.op_timeout if timeout is None else timeout)
                     emitted = self.emitted
+                if self._is_inside:
+                    raise ConfigError(f"event {event!r} is emitted in the middle of an emit, by a handler or __del__")
+                self._is_inside = entered = True
                 number = self.sequence.get(key, 0) + 1
                 item = self._open.get(key)
                 is_new = item is None or item.only_to != only_to or item.elsewhere != elsewhere or size > self._alone
@@ -150,13 +164,14 @@ class Outbox:
                 sinks = None
                 if here and event in self.listened:
                     sinks = self.look_for_all(event) if transient else self.look(event)
+                self._is_inside = False
             if send is not None:
                 send()
-        except TaskbusError:
-            raise
-        except BaseException as error:  # a signal handler's, anywhere
-            self._mend()
-            if isinstance(error, RuntimeError) and error.__context__ is not None:
+        except BaseException as error:
+            if isinstance(error, TaskbusError) and not entered:
+                raise
+            self._mend()  # after a signal handler's, which may come anywhere
+            if "un-acquired lock" in str(error) and error.__context__ is not None:
                 raise error.__context__ from None  # it came in a wait for room, and the lock is not held: see Condition
             raise
         return sinks
@@ -169,7 +184,7 @@ class Outbox:
     def _mend(self) -> None:
         """An emit was interrupted: have the thread look after what it has left."""
         with self._lock:
-            self._idle = False
+            self._is_inside = self._idle = False
             self._bell.ring()
 
     def _hear(self) -> bool:

@@ -245,8 +245,7 @@ class Reader(Subscriptions):
         self._wire.call(b"EXISTS", self.inbox)  # an answer at once, where that to a blocking read takes seconds
         self.sign_of_life = time.monotonic()
         self._node.recover()
-        if self._rewinds == rewinds:
-            self._compare_tails()
+        self._compare(rewinds)
         log.warning("reading from Redis at %s again", self._where)
 
     def _read_once(self) -> None:
@@ -391,6 +390,10 @@ class Reader(Subscriptions):
         """A stream counts from an earlier number: Redis has lost its end, or all of it."""
         rewinds = self._rewinds_asked
         self._node.recover()
+        self._compare(rewinds)
+
+    def _compare(self, rewinds: int) -> None:
+        known = list(self.taker.gone_back)
         if self._rewinds == rewinds:  # it is the same run still, and nobody has reported this yet
-            self._compare_tails(self.taker.gone_back)
-        self.taker.gone_back = []
+            self._compare_tails(known)
+        del self.taker.gone_back[: len(known)]

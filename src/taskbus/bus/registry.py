@@ -187,8 +187,13 @@ class Registry:
 
     def look_for_finish(self) -> FinishInfo | None:
         """Read the durable finish."""
-        self.finish = finish_from(self._calls.call(b"HGETALL", self._keys.finish)) or self.finish
+        self.note_finish(self._calls.call(b"HGETALL", self._keys.finish))
         return self.finish
+
+    def note_finish(self, flat: list[bytes]) -> None:
+        """Take over what is in Redis, if that is a finish."""
+        if found := finish_from(flat):
+            self.finish, self.finish_in_redis = found, True
 
     def write_finish(self, reason: str, timeout: float, *, node: str = "", at: float = 0.0) -> FinishInfo | None:
         """Finish the run; returns the finish that holds, which is another node's when that was first.

@@ -18,7 +18,7 @@ from taskbus.bus.cursor import Cursor, EntryId, format_id, parse_id
 from taskbus.bus.streams import Laggard, Readers, Stream
 from taskbus.bus.taker import LargePayload, Taker
 from taskbus.bus.wire import pack
-from taskbus.errors import BusDenied, BusError
+from taskbus.errors import BusDenied
 
 if TYPE_CHECKING:
     from taskbus.bus.calls import Calls
@@ -158,14 +158,11 @@ class Subscriptions:
     def note_loss(self, forgotten: Forgotten) -> None:
         """Redis has another epoch; read again, and report, what it has lost with the one that it had."""
         why = "the run's epoch is another one"
-        try:
-            if forgotten == "epoch":
-                self._compare_tails([why])
-                return
-        except BusError:
-            pass  # what cannot be compared is read again
-        self.rewind()
-        self._node.on_state_loss(f"{why}: Redis came back without the run")
+        if forgotten == "epoch":
+            self.taker.gone_back.append(why)  # the reader's thread compares, and reports it
+        else:
+            self.rewind()
+            self._node.on_state_loss(f"{why}: Redis came back without the run")
 
     def look(self) -> None:
         """Refresh ``lag``: how many events are kept for this node's subscriptions that it has not read."""
@@ -249,15 +246,17 @@ class Subscriptions:
         """A stream that ends before its cursor, or has counted less, has lost its end: it is read again."""
         with self._lock:
             streams = list(self._streams.values())
+            cursors = [stream.cursors() for stream in streams]
+        # Where they stood before Redis is asked, for whoever reads goes on.
+        stood = [(max([(one.expected or 1) - 1 for one in own], default=0), [one.at for one in own]) for own in cursors]
         keys = [stream.key for stream in streams]
         tails = self._calls.script("tail", (self._keys.streams, *keys), [stream.event for stream in streams])
         lost = list(known)
         for position, stream in enumerate(streams):
             last, count = parse_id(tails[2 * position]), tails[2 * position + 1]
+            read, places = stood[position]
             with self._lock:
-                cursors = stream.cursors()
-                read = max((cursor.expected or 1) - 1 for cursor in cursors) if cursors else 0
-                if 0 <= count < read or any((0, 0) != last < cursor.at for cursor in cursors):
+                if 0 <= count < read or any((0, 0) != last < at for at in places):
                     lost.append(f"event {stream.event!r} ends at {count}, this node had read up to {read}")
                     stream.rewind(last)
                     self.taker.forget_gaps(stream.event)

@@ -53,10 +53,7 @@ def pack_value(command: Sequence[bytes], value: Sequence[Part], tail: Sequence[b
 
 
 class _Opening:
-    """A connection that is being opened on a thread of its own.
-
-    Neither a resolver nor a server that drips its handshake keeps whoever waits for it beyond his deadline.
-    """
+    """A connection that is being opened on a thread of its own: no resolver or handshake keeps who waits too long."""
 
     def __init__(self, target: Target) -> None:
         self.over = threading.Event()
@@ -107,6 +104,7 @@ class Wire:
         self._poll: Any = None
         self._limit: float | None = -1.0  # of the socket; none yet
         self._reader: Any = None
+        self._is_inside = False  # the parser has had the begin of a reply
         self._buffer = bytearray(_READ_SIZE)
         self.heard = 0.0
         """When something of an answer last came (monotonic)."""
@@ -227,15 +225,14 @@ class Wire:
         try:
             if self._reader is None:
                 return self._read_slowly()
-            reply = self._reader.gets(False)
+            reply = self._parse()
             while reply is NOTHING:
                 count = self._receive(self._buffer)
-                if self._buffer[0] == _BULK and not self._reader.has_data():
+                if self._buffer[0] == _BULK and not self._is_inside:
                     value = self._read_large(count)
                     if value is not None:
                         return value
-                self._reader.feed(self._buffer, 0, count)
-                reply = self._reader.gets(False)
+                reply = self._parse(count)
         except Exception as error:  # noqa: BLE001 the in-process server lets errors of all kinds through
             self._broken(error)
         except BaseException:
@@ -254,9 +251,15 @@ class Wire:
             if error.errno is None:
                 raise  # a signal handler's
             return NOTHING
+        return self._parse(count)
+
+    def _parse(self, count: int = 0) -> Any:
         if count:
             self._reader.feed(self._buffer, 0, count)
-        return self._reader.gets(False)
+        has_data = self._reader.has_data()
+        reply = self._reader.gets(False)
+        self._is_inside = reply is NOTHING and (has_data or self._is_inside)
+        return reply
 
     @property
     def has_ended(self) -> bool:
@@ -376,7 +379,7 @@ class Wire:
     def close(self) -> None:
         """Close; harmless when closed."""
         connection, self._connection, self._socket, self._reader = self._connection, None, None, None
-        self._is_plain, self._descriptor, self._limit = False, -1, -1.0
+        self._is_plain, self._is_inside, self._descriptor, self._limit = False, False, -1, -1.0
         opening, self._opening = self._opening, None
         if opening is not None:
             opening.abandon()

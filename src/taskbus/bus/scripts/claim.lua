@@ -45,12 +45,13 @@ if owner and owner ~= token then redis.call('DEL', prefix .. 'producer:' .. owne
 redis.call('SET', node .. ':owner', token, 'PX', ttl)
 redis.call('HSETNX', producer, 'batch', '-1')
 redis.call('PEXPIRE', producer, ttl)
-local same = again and redis.call('HGET', producer, 'epoch') == ARGV[11]
+local held = redis.call('HMGET', producer, 'epoch', 'before')  -- before: for a claim that is repeated
+local same = again and (held[1] == ARGV[11] or held[2] == ARGV[11])
 local time = redis.call('TIME')
 local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
 local is_first = redis.call('SET', KEYS[3], ARGV[6] .. '@' .. now, 'NX', 'PX', ttl)  -- random, and when the run began
 local epoch = redis.call('GET', KEYS[3])
-redis.call('HSET', producer, 'epoch', epoch)
+if held[1] ~= epoch then redis.call('HSET', producer, 'epoch', epoch, 'before', held[1] or '') end
 redis.call('PEXPIRE', KEYS[3], ttl)
 local finish = redis.call('HGETALL', KEYS[4])
 -- Whoever held this id before reads here that it does not any more.
