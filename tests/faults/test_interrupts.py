@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from taskbus import Router, Task
-from taskbus.errors import BusUnavailable
+from taskbus.errors import BusUnavailable, ConfigError
 from taskbus.testing import RedisServer, until
 from tests.faults.conftest import scaled
 
@@ -87,6 +87,28 @@ def test_an_emit_that_waits_for_room_ends_with_what_the_handler_raises(redis_ser
         until(lambda: heard[-1] >= accepted[-1])
         assert heard == sorted(set(heard))
         assert set(accepted) <= set(heard)
+
+
+def test_an_emit_in_the_middle_of_an_emit_is_refused(redis_server: RedisServer, run_id: str) -> None:
+    """By a ``__del__`` or a handler on the same thread: else both events would get the same number, and one be lost."""
+
+    class Meddling(dict[str, int]):
+        def get(self, event: str, *default: Any) -> Any:
+            if event == "outer":
+                a.emit("inner")
+            return super().get(event, *default)
+
+    with Router(redis_server.url, run_id=run_id) as b, Router(redis_server.url, run_id=run_id) as a:
+        heard: list[str] = []
+        for event in ("outer", "inner", "after"):
+            b.on(event, lambda event=event: heard.append(event))
+        a.life.writer.sequence = Meddling(a.life.writer.sequence)
+        with pytest.raises(ConfigError, match="in the middle of an emit"):
+            a.emit("outer")
+        a.emit("after")
+        a.sync()
+        until(lambda: heard == ["after"], 3)
+        assert a.stats().emitted == a.stats().acknowledged
 
 
 @pytest.fixture
