@@ -47,6 +47,7 @@ class Soak:
         self._processes: list[NodeProcess] = []
         self._born = 0
         self._floors: dict[str, dict[str, int]] = {}
+        self._stopped: dict[str, float] = {}  # the longest pause of each process, in seconds
         self._dead: list[Ledger] = []
         self.faults: Counter[str] = Counter()
         self.history: list[str] = []
@@ -172,8 +173,10 @@ class Soak:
     def _pause_node(self, length: float) -> None:
         process = self._dice.choice(self._processes)
         process.freeze()
+        began = time.monotonic()
         self._pause.wait(length)
         process.thaw()
+        self._stopped[process.name] = max(self._stopped.get(process.name, 0.0), time.monotonic() - began)
 
     def _kill_node(self, length: float) -> None:
         """One is gone without a word, and another one joins."""
@@ -234,10 +237,12 @@ class Soak:
                 early = {number for number in book.acked if number <= floor}
                 seen.append(Ledger(book.producer, book.acked - early, book.unknown | early, book.failed))
             self.verdicts[process.name] = judge(seen, process.heard())
-        longest = max(book.longest for book in books)
-        if longest > 6.5:
-            self.problems.append(f"a call took {longest:.1f} s")
-        self._count(books, longest)
+        for book in books:  # a stopped process ends no call
+            if book.longest > 6.5 + (stopped := self._stopped.get(book.producer, 0.0)):
+                self.problems.append(
+                    f"a call of {book.producer} took {book.longest:.1f} s, {stopped:.1f} s of it stopped"
+                )
+        self._count(books, max(book.longest for book in books))
 
     def _count(self, books: list[Ledger], longest: float) -> None:
         stats = [node.router.stats() for node in self._nodes]
