@@ -24,65 +24,66 @@ class Interrupt(Exception):
     """As a handler of SIGALRM raises that bounds some work."""
 
 
+class Trap:
+    """A signal handler that raises once each time that it is armed."""
+
+    armed = False
+
+    def __call__(self, *_: Any) -> None:
+        if self.armed:
+            self.armed = False
+            raise Interrupt
+
+
+@contextmanager
+def trapping(number: signal.Signals) -> Iterator[Trap]:
+    trap = Trap()
+    before = signal.signal(number, trap)
+    try:
+        yield trap
+    finally:
+        signal.signal(number, before)
+
+
 @contextmanager
 def interrupting(after: Callable[[], float]) -> Iterator[Callable[[Callable[[], object]], None]]:
     """What is given to the function runs until a signal handler raises, ``after()`` seconds later."""
     main = threading.get_ident()
-    armed = False
+    with trapping(signal.SIGUSR1) as trap:
 
-    def handler(*_: Any) -> None:
-        nonlocal armed
-        if armed:
-            armed = False
-            raise Interrupt
+        def interrupt(work: Callable[[], object]) -> None:
+            with suppress(Interrupt):
+                trap.armed = True
+                timer = threading.Timer(after(), signal.pthread_kill, (main, signal.SIGUSR1))
+                timer.start()
+                while trap.armed:
+                    work()
+            trap.armed = False
+            timer.join()
 
-    def interrupt(work: Callable[[], object]) -> None:
-        nonlocal armed
-        with suppress(Interrupt):
-            armed = True
-            timer = threading.Timer(after(), signal.pthread_kill, (main, signal.SIGUSR1))
-            timer.start()
-            while armed:
-                work()
-        armed = False
-        timer.join()
-
-    before = signal.signal(signal.SIGUSR1, handler)
-    try:
         yield interrupt
-    finally:
-        signal.signal(signal.SIGUSR1, before)
 
 
 def test_an_emit_that_waits_for_room_ends_with_what_the_handler_raises(redis_server: RedisServer, run_id: str) -> None:
     """Also where the lock of the outbox is just not held; and no event is lost or repeated."""
     tried: list[int] = []
     accepted: list[int] = []
-    armed = False
-
-    def handler(*_: Any) -> None:
-        nonlocal armed
-        if armed:
-            armed = False
-            raise Interrupt
-
     with Router(redis_server.url, run_id=run_id) as b, Router(redis_server.url, run_id=run_id, outbox_events=50) as a:
         heard: list[int] = []
         b.on("numbers", heard.append)
-        before = signal.signal(signal.SIGALRM, handler)
-        signal.setitimer(signal.ITIMER_REAL, 0.0013, 0.0017)  # by the clock, whatever this thread is at
-        try:
-            while len(tried) - len(accepted) < scaled(1500, 15_000):
-                tried.append(len(tried))
-                with suppress(Interrupt):
-                    armed = True
-                    a.emit("numbers", tried[-1])
-                    armed = False
-                    accepted.append(tried[-1])
-                armed = False
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+        with trapping(signal.SIGALRM) as trap:
+            signal.setitimer(signal.ITIMER_REAL, 0.0013, 0.0017)  # by the clock, whatever this thread is at
+            try:
+                while len(tried) - len(accepted) < scaled(1500, 15_000):
+                    tried.append(len(tried))
+                    with suppress(Interrupt):
+                        trap.armed = True
+                        a.emit("numbers", tried[-1])
+                        trap.armed = False
+                        accepted.append(tried[-1])
+                    trap.armed = False
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
         a.sync()
         until(lambda: heard[-1] >= accepted[-1])
         assert heard == sorted(set(heard))

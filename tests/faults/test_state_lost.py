@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import redis
 
 from taskbus.bus.keys import Keys
+from taskbus.proxy import Proxy
 from taskbus.testing import RedisServer, until
 from tests.faults.conftest import FAST, MakeNode, MakeProcess, nobody_is_deaf, scaled
 from tests.faults.node import LogLines, Node, kept_in
@@ -194,6 +196,23 @@ def test_p0_05_one_key_deleted(
     for node in (a, b):
         assert len(node.state_losses) == (which == "epoch"), node.state_losses
         assert node.router.stats().lost == node.router.stats().missed == 0
+
+
+def test_p0_05_a_claim_sent_twice_does_not_take_a_lost_epoch_for_a_lost_run(
+    redis_server: RedisServer, proxy: Proxy, nodes: MakeNode, run_id: str
+) -> None:
+    """The answer to the first one is lost; what was there before the listener came is still not for it."""
+    a = nodes("a")
+    a.pour(30)
+    b = nodes("b", "numbers", url=proxy.url, **FAST)
+    proxy.drop_reply(socket.gethostname().encode())  # which nothing but a claim says
+    with redis_server.client() as client:
+        client.delete(Keys(run_id).epoch)
+    until(lambda: b.state_losses, 10)
+    a.pour(5)
+    until(lambda: len(b.heard["numbers"]) >= 5, 5)
+    assert [number for _, number, _ in b.heard["numbers"]] == list(range(31, 36))
+    assert len(b.state_losses) == 1
 
 
 def test_p1_34_the_tail_of_the_log_is_cut_off(

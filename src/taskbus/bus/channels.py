@@ -97,7 +97,8 @@ class Channels:
         try:
             self._calls.call(b"PUBLISH", self.probe_channel, b"wake", timeout=timeout)
         except BusDenied:
-            self._wanted.discard(event)
+            with self._changed:
+                self._wanted.discard(event)
             raise
         with self._changed:
             over = self._changed.wait_for(

@@ -265,13 +265,11 @@ class Registry:
         return not self._calls.call(b"SDIFF", nothing, *sets)
 
     def _is_noted(self, turn: int) -> bool:
-        labels = sorted(self.labels)
-        sets = [(self._keys.nodes, self.node_id), *((self._keys.label(label), self.node_id) for label in labels)]
-        sets += [(self._keys.labels, label) for label in labels[:1]]
-        position = turn % (1 + len(sets))
-        if position == len(sets):
+        questions = self.questions()[2:]  # the strings are asked about together
+        question = questions[turn % len(questions)]
+        if question.key == self._keys.finish:
             return self._finish_is_there()
-        return bool(self._calls.call(b"SISMEMBER", *sets[position]))
+        return question.is_right(self._calls.call(*question.command))
 
     def look_at_others(self, *, afresh: bool) -> tuple[bool, bool]:
         """Whether this node is as it should be in Redis, and whether all the others are there still.
