@@ -81,6 +81,7 @@ class Outbox:
         self._closed = False
         self._is_inside = False  # of what follows once there is room; the lock lets the same thread in again
         self._idle = False  # nothing is under way, and the thread waits for the bell
+        self._gathers = False  # the thread lets some come together before they leave
         self._rests = False  # the thread does not look whether what is under way is answered
         self._stopping = threading.Event()
         self._frames: deque[OpenFrame] = deque()
@@ -151,12 +152,14 @@ class Outbox:
                     item.buffers += copies
                 if is_new:
                     self._open[key] = item
-                if whole_size >= _FRAME_TEXT or count >= self._most_in_frame:
-                    del self._open[key]
                 self.emitted = emitted + 1
                 self.bytes_waiting += size
                 if is_new:
                     self._frames.append(item)
+                if whole_size >= _FRAME_TEXT or count >= self._most_in_frame:
+                    del self._open[key]
+                    if self._gathers:
+                        self._bell.ring()
                 send = None
                 if self._idle or (self._rests and self._hear()):
                     self._idle = False
@@ -252,7 +255,7 @@ class Outbox:
             if self._rests and self.waiting:
                 self._idle = self._hear()
             while self.waiting and self.fatal is None and time.monotonic() < deadline:
-                self._waiting += 1
+                self._begin_to_wait()
                 self._changed.wait(deadline - time.monotonic())
                 self._waiting -= 1
 
@@ -281,7 +284,7 @@ class Outbox:
     def _wait(self, deadline: float, what: str) -> None:
         if self._stopping.is_set():
             raise BusUnavailable(f"the router was stopped: {what}")
-        self._waiting += 1
+        self._begin_to_wait()
         try:
             if not self._changed.wait(max(0.0, deadline - time.monotonic())) and time.monotonic() >= deadline:
                 if isinstance(self._refusal, NotAcknowledged):
@@ -290,6 +293,11 @@ class Outbox:
                 raise BusUnavailable(what + reason, where=self._where, waiting=self.waiting)
         finally:
             self._waiting -= 1
+
+    def _begin_to_wait(self) -> None:
+        self._waiting += 1
+        if self._gathers:
+            self._bell.ring()
 
     def _raise_what_stays(self) -> None:
         """Raise what no waiting heals: for ever (fenced), until somebody repairs it, or once for an event refused."""
