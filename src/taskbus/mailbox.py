@@ -285,13 +285,13 @@ class Listener:
 
     def _deliver_chunk(self, fn: Callable[..., Any], chunk: _Chunk) -> None:
         self._through = 0
-        events: list[Any]
         try:
             for events in chunk.parts:
                 self._running = events  # before looking: `close` does the reverse, and empties it, which ends the loop
                 if self._closed:
                     return
                 are_bare = bool(events) and type(events[0]) is dict  # all of them, or none
+                event: Any
                 for event in events:
                     self.call = event
                     try:
