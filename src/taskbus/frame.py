@@ -109,7 +109,7 @@ def pack(
 
     ``scope`` is where the frame belongs (its stream's key): it does not travel, but the signature covers it.
     """
-    parts = _body(text, buffers)
+    parts = _body(text, buffers) if buffers else [text]
     header = _header(producer, first, count, text, buffers, parts, "", only_to, elsewhere, secret, scope)
     return b"".join((header, *parts))
 

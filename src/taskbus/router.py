@@ -288,7 +288,7 @@ class Router(Meetings):
     def attend(self, waiter: Waiter, deadline: float) -> Event | None:
         """Block until ``waiter`` is resolved, or until ``deadline`` (monotonic)."""
         life = self._life
-        if life is None or (life.is_stopped and not waiter.is_resolved):
+        if life is None or (life.is_stopped and not waiter.is_resolved()):
             life = self.life  # says why that is refused
         life.writer.pause()
         return life.reader.attend(waiter, deadline)

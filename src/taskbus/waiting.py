@@ -34,6 +34,7 @@ class Waiter:
         "end",
         "event",
         "has_looked",
+        "is_resolved",
         "place",
         "ready",
         "timed_out",
@@ -52,6 +53,8 @@ class Waiter:
         self.alarm: Callable[[], None] | None = None
         """Called by the one who resolves, while the thread that waits does not look at this waiter but at a socket."""
         self._claim = threading.Lock()  # taken for ever by the one who resolves
+        self.is_resolved = self._claim.locked
+        """Whether an event, a cancel or the timeout has come."""
         self._wake = threading.Lock()
         self._wake.acquire()
         self._event: Event | None = None
@@ -77,11 +80,6 @@ class Waiter:
     def taken(self) -> Event | None:
         """The event that it was resolved with."""
         return self._event
-
-    @property
-    def is_resolved(self) -> bool:
-        """Whether an event, a cancel or the timeout has come."""
-        return self._claim.locked()
 
     def resolve(self, event: Event, place: Place | None = None) -> bool:
         """Take ``event``; false when resolved before."""
@@ -263,13 +261,15 @@ class Trail:
 
     def offer(self, events: Sequence[Event], start: int, nbytes: int) -> int:
         share, taken = nbytes // len(events), len(events)
+        places = events if isinstance(events, Page) else None
         with self._lock:
             for index in range(start, len(events)):
-                if self.is_full:
+                if self._kept and self.is_full:
                     self._refused, taken = True, index
                     break
-                self._take(events[index], _place(events, index), share)
-            self._refused |= self.is_full  # nothing more is read for it
+                self._take(events[index], places.place(index) if places is not None else None, share)
+            if self._kept and self.is_full:
+                self._refused = True  # nothing more is read for it
         return taken
 
     def _take(self, event: Event, place: Place | None, share: int) -> None:

@@ -175,7 +175,7 @@ class Waits:
                 return sink
             except BusUnavailable:
                 self._end_if_over(waiter)
-                if waiter.is_resolved or monotonic() >= deadline:
+                if waiter.is_resolved() or monotonic() >= deadline:
                     return None
 
     def _wait_on_trail(self, waiter: Waiter, deadline: float) -> Event | None:

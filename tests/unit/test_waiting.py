@@ -182,7 +182,7 @@ def test_a_trail_that_gives_way_takes_everybody_along() -> None:
     assert not trail.join(Waiter("x"))
     assert not trail.join_from_now(Waiter("x"))
     trail.put(*FIRST, timeout=0)
-    assert not waiter.is_resolved
+    assert not waiter.is_resolved()
     other.put(*SECOND, timeout=0)
     assert waiter.wait(0) == newcomer.wait(0) == SECOND
 

@@ -49,17 +49,14 @@ class Batch:
         self.transient: list[tuple[str, bytes]] = []
         self.asked: list[tuple[str, bytes]] = []
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether the append script is all that was asked."""
-        return not self.asked and not self.blobs
-
     def parts(self, command: bytes) -> list[Part]:
         """What to send in the next attempt; ``command`` appends the durable frames."""
         # Kept by nobody: a second attempt could come twice.
         self.asked, self.transient = self.transient, []
-        parts = [part for _, blob in self.blobs for part in blob]
-        parts += [part for _, part in self.asked]
+        parts: list[Part] = []
+        if self.blobs or self.asked:
+            parts += [part for _, blob in self.blobs for part in blob]
+            parts += [part for _, part in self.asked]
         if self.durable:
             parts.append(command)
         return parts
@@ -171,5 +168,5 @@ class Packer:
             only_to=item.only_to,
             elsewhere=item.elsewhere,
             secret=self._config.secret,
-            scope=scope.decode(),
+            scope=scope.decode() if self._config.secret is not None else "",
         )

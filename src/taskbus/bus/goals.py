@@ -57,27 +57,23 @@ class Goals:
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
         self._lock = threading.Lock()
-        self._goals: list[_Goal] = []
+        self.open: list[_Goal] = []
+        """Those that have not been reached."""
         self.on_added: Callable[[], None] = lambda: None
-
-    @property
-    def are_open(self) -> bool:
-        """Whether there is one that has not been reached."""
-        return bool(self._goals)
 
     @property
     def due(self) -> float:
         """When (monotonic) to check them at the latest, whatever the one who reads is at."""
-        return min((goal.deadline for goal in self._goals), default=math.inf)
+        return min((goal.deadline for goal in self.open), default=math.inf)
 
     def add(self, callback: Callable[[], None]) -> None:
         with self._lock:
-            self._goals.append(_Goal(callback))
+            self.open.append(_Goal(callback))
         self.on_added()
 
     def look(self, wire: Wire, streams: list[Stream]) -> None:
         """Note where the streams end, for the goals that do not know yet."""
-        if not any(goal.tails is None for goal in self._goals):
+        if not any(goal.tails is None for goal in self.open):
             return
         known = [stream for stream in streams if not stream.wrong]
         tails: list[tuple[Stream, EntryId]] = []
@@ -86,17 +82,17 @@ class Goals:
             answer = wire.script("tail", keys, [stream.event for stream in known])
             tails = [(stream, parse_id(answer[2 * at])) for at, stream in enumerate(known)]
         with self._lock:
-            for goal in self._goals:
+            for goal in self.open:
                 if goal.tails is None:
                     goal.tails = tails
 
     def check(self) -> None:
         """Make the calls whose goal is reached, or will not be; from any thread."""
-        if not self._goals:
+        if not self.open:
             return
         now = time.monotonic()
         with self._lock:
-            due = [goal for goal in self._goals if goal.is_over(now)]
-            self._goals = [goal for goal in self._goals if goal not in due]
+            due = [goal for goal in self.open if goal.is_over(now)]
+            self.open = [goal for goal in self.open if goal not in due]
         for goal in due:
             goal.callback()

@@ -327,7 +327,10 @@ class Outbox:
 
     def _settle(self, batch: Batch) -> bool:
         """The batch is acknowledged; true when Redis had refused before. The lock is held."""
-        count, size = sum([item.count for item in batch.frames]), sum([item.size for item in batch.frames])
+        if len(batch.frames) == 1:
+            count, size = batch.frames[0].count, batch.frames[0].size
+        else:
+            count, size = sum([item.count for item in batch.frames]), sum([item.size for item in batch.frames])
         # Once, however often the answer comes; nothing is called in between.
         self.acknowledged += count
         self.bytes_waiting -= size

@@ -119,7 +119,7 @@ class Reader(Subscriptions):
             self._waiters.add(waiter)
             if len(self._waiters) > 1:
                 self._turn.call()  # what comes for this one is read when the one who reads now has left
-            elif not waiter.is_resolved and deadline > time.monotonic():
+            elif not waiter.is_resolved() and deadline > time.monotonic():
                 self._lead_if_free(waiter, deadline)
             return waiter.wait(deadline)
         finally:
@@ -152,14 +152,14 @@ class Reader(Subscriptions):
                 if self._asked is None:
                     self._ask()
                 waiter.alarm = self._bell.ring
-                if waiter.is_resolved:
+                if waiter.is_resolved():
                     return
                 left = min(deadline, self._asked_at + self._silence) - time.monotonic()
                 is_news = left > 0 and self._bell.wait(self._wire.descriptor, left)
                 waiter.alarm = None
                 if is_news:
                     self._take(until=min(deadline, time.monotonic() + _PATIENCE_FOR_PAYLOADS))
-                if waiter.is_resolved or time.monotonic() >= deadline:
+                if waiter.is_resolved() or time.monotonic() >= deadline:
                     return
                 if left <= 0:
                     raise self._silent()
@@ -180,7 +180,7 @@ class Reader(Subscriptions):
             or self._reply is not None
             or self._mail
             or self._any_wrong
-            or self.goals.are_open
+            or self.goals.open
             or self.taker.gone_back
             or self._stopping.is_set()
             or self._wire.descriptor < 0
@@ -191,7 +191,8 @@ class Reader(Subscriptions):
         self._turn.give_back(at_once=at_once)
 
     def _has_laggards(self) -> bool:
-        return any(not one.is_parked for stream in list(self._streams.values()) for one in stream.laggards)
+        # A plan that is kept is without them.
+        return self._plan is None and any(not o.is_parked for s in list(self._streams.values()) for o in s.laggards)
 
     # The thread ------------------------------------------------------------------------------------------------------
 
@@ -276,8 +277,9 @@ class Reader(Subscriptions):
 
     def _ask(self) -> None:
         """Send one blocking read for all streams that somebody has room for."""
+        self._asked_at = time.monotonic()
         with self._lock:
-            if time.monotonic() >= self._next_prune:
+            if self._asked_at >= self._next_prune:
                 self._prune()
             if self._full:
                 self._part_full()
@@ -285,15 +287,14 @@ class Reader(Subscriptions):
             self._plan = None if plan.has_laggards else plan
             if self._stopping.is_set():
                 return  # whoever stops it may have found nothing yet to cut or to wake
-            self._rewinds_asked = self._rewinds
-            self._asked, self._asked_at = plan.wanted, time.monotonic()
+            self._asked, self._rewinds_asked = plan.wanted, self._rewinds
             self._blocked = True
         if not plan.cursors:
             self._stopping.wait(1.0)  # every key is wrong
             self._forget_read()
             return
-        ids = [b"%d-%d" % cursor.at for cursor in plan.cursors]
-        self._wire.send([plan.head + b"".join([b"$%d\r\n%b\r\n" % (len(at), at) for at in ids])])
+        ids = [b"$%d\r\n%b\r\n" % (len(at := b"%d-%d" % cursor.at), at) for cursor in plan.cursors]
+        self._wire.send([plan.head + b"".join(ids)])
 
     def _take(self, until: float | None = None) -> None:
         """Hand over what a read has brought.

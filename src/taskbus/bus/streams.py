@@ -113,7 +113,7 @@ class Readers(NamedTuple):
     laggards: Sequence[tuple[Laggard, Cursor]]
 
     def cursors(self) -> list[Cursor]:
-        own = [cursor for _, cursor in self.laggards]
+        own = [cursor for _, cursor in self.laggards] if self.laggards else []
         return own if self.shared is None else [self.shared, *own]
 
     def with_room(self) -> Readers:

@@ -95,7 +95,10 @@ class Taker:
                 readers = readers.with_room()
                 cursors = readers.cursors()
             at = parse_id(entry_id)
-            if all(cursor.at >= at for cursor in cursors):
+            for cursor in cursors:
+                if cursor.at < at:
+                    break
+            else:
                 continue  # handed over before the rest of this page had to be left to another thread
             try:
                 self._take_entry(stream, readers, at, fields, until)
@@ -167,7 +170,9 @@ class Taker:
             if by_pieces and (pieces := frame.pieces(head, secret=self._config.secret)):
                 read = partial(self._read_piece, pieces, head.count, _name(stream, at))
                 return LazyPage(head.count, frame.PIECE, read)
-            events = self._read(head, refused, until)
+            blob = self._fetch(head, until) if head.blob is not None else None
+            allow_pickle, secret = self._config.codec == "pickle", self._config.secret
+            events = frame.events(head, blob, secret=secret, allow_pickle=allow_pickle, refused=refused)
         except DecodeError as error:
             error.__dict__["events"] = head.count
             raise
@@ -210,11 +215,6 @@ class Taker:
         """Count and log a gap."""
         self.missed += count
         log.error("event %r: %d events were trimmed before this node read them", event, count)
-
-    def _read(self, head: frame.Frame, refused: dict[int, DecodeError], until: float | None) -> list[Event]:
-        allow_pickle = self._config.codec == "pickle"
-        blob = self._fetch(head, until) if head.blob is not None else None
-        return frame.events(head, blob, secret=self._config.secret, allow_pickle=allow_pickle, refused=refused)
 
     def _read_piece(self, pieces: list[bytes], count: int, what: str, index: int) -> list[Event | Bare]:
         """On whatever thread hands these events over."""

@@ -117,7 +117,7 @@ class Wire:
     @property
     def descriptor(self) -> int:
         """What to poll for news from the server: the plain socket, if the connection is open over one; else -1."""
-        return self._descriptor if self.is_open else -1
+        return self._descriptor if self._connection is not None and self._moves == self.target.moves else -1
 
     def open(self) -> None:
         """Connect and log in; raises ``BusUnavailable`` or ``BusDenied``."""
@@ -256,7 +256,7 @@ class Wire:
     def _parse(self, count: int = 0) -> Any:
         if count:
             self._reader.feed(self._buffer, 0, count)
-        has_data = self._reader.has_data()
+        has_data = count > 0 or self._reader.has_data()
         reply = self._reader.gets(False)
         self._is_inside = reply is NOTHING and (has_data or self._is_inside)
         return reply
