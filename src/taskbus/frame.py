@@ -42,6 +42,7 @@ before the listener gets them, they cost it a third less.
 _MAGIC = b"\xf5tbf"
 _SIGNED, _BESIDE, _ELSEWHERE, _PLAIN = 1, 2, 4, 8
 _KNOWN = 15
+_MARK = TAGGED[-1:]  # one byte is looked for ten times as fast
 _ALIGN = 16
 _DIGEST = 32
 # magic, version, CRC of the rest
@@ -299,7 +300,7 @@ def _header(
     assert 0 < len(names) <= _MAX_NAME, producer
     assert len(ids) <= _MAX_BLOB, blob
     flags = (_SIGNED if secret is not None else 0) | (_BESIDE if blob else 0) | (_ELSEWHERE if elsewhere else 0)
-    if count > PIECE and not buffers and TAGGED not in text:
+    if count > PIECE and not buffers and not (_MARK in text and TAGGED in text):
         flags |= _PLAIN  # looked for here, once, and not by each who reads it
     crc = 0
     for part in parts[:2] if blob else parts:

@@ -32,10 +32,6 @@ log = logging.getLogger(__name__)
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
-_END: Any = object()
-"""What ``next`` says of a generator at its end; to catch ``StopIteration`` takes as long as all the rest of a call."""
-
-
 class VoidMiddleware:
     """Middleware that does nothing; ``use`` leaves it out, which makes conditional middleware an expression."""
 
@@ -47,54 +43,59 @@ class Stack:
     """The generators whose backward half is still to come, in the order of their forward halves."""
 
     def __init__(self) -> None:
-        self._open: list[Half] = []
-
-    def __len__(self) -> int:
-        return len(self._open)
+        self.open: list[Half] = []
 
     def begin(self, fn: Middleware, ctx: Context) -> Half | None:
         """Run the forward half of ``fn``; the generator, when there is more to come."""
         half = fn(ctx)
         if type(half) is GeneratorType and advance(half):
-            self._open.append(half)
+            self.open.append(half)
             return half
         return None
 
     def begin_all(self, fns: Iterable[Middleware], ctx: Context) -> None:
-        """The forward half of each; written out, for this loop and that of ``unwind`` are what a step costs."""
-        end, keep = _END, self._open.append
+        """The forward half of each; written out, for this loop and that of ``unwind`` are what a step costs.
+
+        In both a loop that is left at once takes one part of a generator: by ``next``, which is a call, and with what
+        tells the end from another part, a step of ten costs 0.5 us more.
+        """
+        generator, keep = GeneratorType, self.open.append
         for fn in fns:
             half = fn(ctx)
-            if half is not None and type(half) is GeneratorType and next(half, end) is not end:
-                keep(half)
+            if half is not None and type(half) is generator:
+                for _ in half:
+                    keep(half)
+                    break
 
     def take(self, other: Stack) -> None:
         """Move what is in ``other`` here, after what is here already."""
-        self._open += other._open
-        other._open.clear()
+        self.open += other.open
+        other.open.clear()
 
     def unwind(self) -> None:
         """One backward pass: one part of each generator, the last first; what is not exhausted stays for the next."""
-        end, opened, left = _END, self._open, []
+        opened, left = self.open, []
         try:
             while opened:
                 half = opened.pop()
-                if next(half, end) is not end:
+                for _ in half:
                     left.append(half)
+                    break
         finally:
-            opened += reversed(left)
+            if left:
+                opened += reversed(left)
 
     def unwind_one(self, half: Half | None) -> None:
         """One part of ``half``, wherever it is; nothing when it is not here."""
-        if half is not None and half in self._open:
-            self._open.remove(half)
+        if half is not None and half in self.open:
+            self.open.remove(half)
             if advance(half):
-                self._open.append(half)
+                self.open.append(half)
 
     def close(self) -> None:
         """Close the generators, the last one first, as the end of a ``with`` block would."""
-        while self._open:
-            half = self._open.pop()
+        while self.open:
+            half = self.open.pop()
             try:
                 half.close()
             except Exception:
@@ -103,7 +104,9 @@ class Stack:
 
 def advance(half: Half) -> bool:
     """Run ``half`` to its next ``yield``; false when it came to its end."""
-    return next(half, _END) is not _END
+    for _ in half:
+        return True
+    return False
 
 
 def check_callable(fn: object) -> None:
@@ -126,7 +129,7 @@ def locked(fn: Middleware, lock: Lock) -> Middleware:
         try:
             with lock:
                 stack.begin(fn, ctx)
-            while stack:
+            while stack.open:
                 yield
                 with lock:
                     stack.unwind()
@@ -159,7 +162,7 @@ def serial(fns: Iterable[Middleware]) -> Middleware:
         stack = Stack()
         try:
             stack.begin_all(fns, ctx)
-            while stack:
+            while stack.open:
                 yield
                 stack.unwind()
         finally:
@@ -179,7 +182,7 @@ def parallel(fns: Iterable[Middleware], pool: Callable[[], Pool], alarm: Callabl
         stack = Stack()
         try:
             _begin_all(fns, ctx, stack, pool(), Latch(alarm()))
-            while stack:
+            while stack.open:
                 yield
                 stack.unwind()
         finally:

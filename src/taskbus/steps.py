@@ -62,6 +62,7 @@ class Steps:
     def __init__(self) -> None:
         self.ctx: Any = Context()
         self.async_mode = False
+        self._is_custom = False  # a subclass has its own forward or backward
         self._plan: list[tuple[Middleware, AnyLock]] = []
         self._wrappers: list[Wrapper] = []
         self._middleware: list[Middleware] = []
@@ -76,6 +77,7 @@ class Steps:
         self.ctx = ctx
         self.async_mode = async_mode
         self._errors = ErrorBox()
+        self._is_custom = type(self).forward is not Steps.forward or type(self).backward is not Steps.backward
         self._alarm = alarm
         self._stack = Stack()
         self._latch = Latch(alarm)
@@ -187,21 +189,23 @@ class Steps:
                 self._stack.unwind_one(half)
 
     def _run_step(self) -> None:
-        stack, kind, own = self._stack, type(self), vars(self)
-        is_own = "forward" in own or "backward" in own
-        if self.async_mode or is_own or kind.forward is not Steps.forward or kind.backward is not Steps.backward:
+        stack, own = self._stack, self.__dict__
+        if self.async_mode or self._is_custom or "forward" in own or "backward" in own:
             for fn in self._middleware:
                 self.forward(fn)
             self._await()
-            if stack:
+            if stack.open:
                 self.backward()
                 self._await()
             return
         stack.begin_all(self._middleware, self.ctx)
-        self._await()
-        if stack:
-            stack.unwind()
+        latch, errors = self._latch, self._errors
+        if latch.open or latch.errors.kept or errors.kept:  # as _await asks, without a call
             self._await()
+        if stack.open:
+            stack.unwind()
+            if latch.open or latch.errors.kept or errors.kept:
+                self._await()
 
     def _await(self) -> None:
         """The part of ``sync`` that every step does: steps go on while Redis is away."""

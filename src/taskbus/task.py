@@ -209,8 +209,8 @@ class Task(Presence, Steps):
 
     def renew(self) -> Self:
         """Replace ``ctx`` by the context of the next step; middleware that did not come to its end is closed."""
-        self._check_started()
-        self._stack.close()
+        if self._stack.open:  # which says so, where the task is not started
+            self._stack.close()
         self.ctx = self.ctx.renew()
         return self
 

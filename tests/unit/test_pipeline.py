@@ -80,7 +80,7 @@ def test_backward_halves_come_in_reverse(stack: Stack, log: Log) -> None:
     stack.unwind()
     assert log[4:] == ["b2", "a2"]
     stack.unwind()
-    assert not stack
+    assert not stack.open
 
 
 def test_each_backward_pass_runs_one_part(stack: Stack, log: Log) -> None:
@@ -90,7 +90,7 @@ def test_each_backward_pass_runs_one_part(stack: Stack, log: Log) -> None:
         log.clear()
         stack.unwind()
         assert log == expected
-    assert not stack
+    assert not stack.open
 
 
 def test_begin_returns_the_generator_only_if_more_is_to_come(stack: Stack, log: Log) -> None:
@@ -101,7 +101,7 @@ def test_begin_returns_the_generator_only_if_more_is_to_come(stack: Stack, log: 
     assert log[-1] == "b2"
     stack.unwind_one(half)
     stack.unwind_one(None)
-    assert not stack
+    assert not stack.open
 
 
 def test_an_error_in_a_backward_half_leaves_the_others_to_be_closed(stack: Stack, log: Log) -> None:
@@ -170,7 +170,7 @@ def test_serial_runs_in_order_and_unwinds_in_reverse_as_part_of_itself(stack: St
     assert log == ["before1", "a1", "p", "b1", "after1", "after2", "b2", "a2", "before2"]
     stack.unwind()
     assert log[-1] == "b3"
-    assert not stack
+    assert not stack.open
 
 
 def test_serial_of_plain_functions_leaves_nothing_to_unwind(stack: Stack, log: Log) -> None:
@@ -207,7 +207,7 @@ def test_parallel_unwinds_once_in_reverse_and_before_what_was_registered_earlier
     assert log == ["after2", "c2", "b2", "a2", "before2"]
     stack.unwind()
     assert log[5:] == ["c3"]
-    assert not stack
+    assert not stack.open
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
@@ -220,7 +220,7 @@ def test_an_error_in_parallel_reaches_the_caller_once_all_have_ended(
         stack.begin(side_by_side(crew, *fns), CTX)
     assert sorted(log[:2]) == ["a1", "b1"]
     assert log[2:] == ["b closed", "a closed"]
-    assert not stack
+    assert not stack.open
 
 
 def test_an_error_in_a_backward_half_of_parallel_reaches_the_caller(stack: Stack, crew: Pool, log: Log) -> None:
@@ -255,7 +255,7 @@ def test_a_lock_is_held_in_each_part_and_not_between(stack: Stack, log: Log) -> 
     stack.unwind()
     stack.unwind()
     assert "".join(log) == "(a1)(p)(a2)(a3)"
-    assert not stack
+    assert not stack.open
 
 
 def test_a_lock_is_free_again_after_an_error(stack: Stack, log: Log) -> None:
