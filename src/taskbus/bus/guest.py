@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from taskbus import codec
 from taskbus.bus.calls import Calls, check_version
 from taskbus.bus.connect import Target
 from taskbus.bus.keys import Keys
@@ -129,14 +128,12 @@ class Guest:
         transient: bool = False,
     ) -> None:
         """Emit one event and return when Redis has acknowledged it; raises what stands in the way."""
-        encode = codec.encode_pickle if self.config.codec == "pickle" else codec.encode
-        encoded = encode(args, kwargs)
         deadline = time.monotonic() + self.config.op_timeout
         self._stand()
         writer = Writer(self.config, self.target, self.keys, self._token, self._stand)
         writer.start()
         try:
-            writer.append(event, encoded, only_to, transient)
+            writer.emit(event, args, kwargs, only_to=only_to or None, transient=transient)
             writer.sync(max(0.1, deadline - time.monotonic()))
         finally:
             writer.stop(time.monotonic())

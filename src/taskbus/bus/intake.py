@@ -42,6 +42,7 @@ class Intake:
         self._lagging: dict[str, dict[Sink, int]] = {}
         writer.look = writer.look_for_all = loop.sinks
         writer.listened = loop.table
+        writer.matches, writer.deliver = self.matches, loop.deliver_to
         self._matched: dict[tuple[str, ...], bool] = {}
         self.delivered = 0
         self.dropped = 0

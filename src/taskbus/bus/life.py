@@ -8,11 +8,10 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from taskbus import codec
 from taskbus.bus.barriers import Barriers
 from taskbus.bus.calls import Calls, check_version
 from taskbus.bus.channels import Channels
@@ -28,20 +27,19 @@ from taskbus.bus.reader import Reader
 from taskbus.bus.registry import Registry
 from taskbus.bus.tally import counts, tally
 from taskbus.bus.writer import Writer
-from taskbus.config import check_reach
 from taskbus.errors import BusError, BusUnavailable, Fenced, NotStarted
-from taskbus.globs import parse_globs
 from taskbus.types import NodeInfo, RouterStats
 
 if TYPE_CHECKING:
     from taskbus.config import RouterConfig
     from taskbus.dispatch import EventLoop
-    from taskbus.types import Labels, Sink
+    from taskbus.types import Sink
 
 __all__ = ["Life"]
 
 log = logging.getLogger("taskbus")
 
+_FORKED = "this process was forked from one with a started router; start a router of its own here"
 _ENDS_OF_NODES = ("taskbus.node_left", "taskbus.node_failed")
 
 _lives: WeakSet[Life] = WeakSet()
@@ -50,7 +48,7 @@ _lives: WeakSet[Life] = WeakSet()
 def _end_after_fork() -> None:
     # A look at the pid in every emit would be a fifth of what an emit costs.
     for life in _lives:
-        life.is_stopped = True
+        life.is_stopped, life.writer.over = True, _FORKED
 
 
 os.register_at_fork(after_in_child=_end_after_fork)
@@ -66,13 +64,13 @@ class Life:
         self.producer = secrets.token_hex(8)
         self.target = target or Target(config.url, config.connect_timeout)
         self.keys = Keys(config.run_id)
-        self._encode = codec.encode_pickle if config.codec == "pickle" else codec.encode
         self._ended = threading.Event()
         self.calls = Calls(
             self.target, timeout=min(2.5, config.op_timeout), deadline=config.op_timeout, stopping=self._ended
         )
         self.registry = Registry(config, self.keys, self.calls, self.producer)
         self.writer = Writer(config, self.target, self.keys, self.producer, self.recover)
+        self.emit, self.check_place = self.writer.emit, self.writer.check_place
         self.calls.diagnose = self.writer.diagnose = Diagnosis(self.keys, self.registry, self.writer)
         self.finish = Finish(config.run_id, self.registry, self.writer)
         self.barriers = Barriers(self.registry, config.lease)
@@ -201,14 +199,9 @@ class Life:
     def check_alive(self) -> None:
         """Raise what keeps this life from being used."""
         if self.pid != os.getpid():
-            raise NotStarted("this process was forked from one with a started router; start a router of its own here")
+            raise NotStarted(_FORKED)
         if self.is_stopped:
             raise NotStarted("the router was stopped")
-
-    def check_place(self) -> None:
-        """Raise ``Fenced`` when another process has this node's place on the run."""
-        if self.writer.fatal is not None:
-            raise self.writer.fatal.anew()
 
     # Staying there ---------------------------------------------------------------------------------------------------
 
@@ -302,36 +295,6 @@ class Life:
         )
 
     # Events ----------------------------------------------------------------------------------------------------------
-
-    def emit(
-        self,
-        event: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        only_remote: bool = False,
-        only_local: bool = False,
-        only_to: Labels = None,
-        transient: bool = False,
-        timeout: float | None = None,
-    ) -> None:
-        """Encode, queue for the run, and deliver to the listeners here; see ``Task.emit``.
-
-        Where there is no room it waits for up to ``timeout`` seconds (``op_timeout``).
-        """
-        if self.is_stopped:
-            self.check_alive()
-        globs = () if only_to is None else parse_globs(only_to) or ()
-        here = not only_remote and (not globs or self.intake.matches(globs))
-        sinks: Sequence[Sink] | None
-        if only_local:
-            check_reach(only_remote, only_local)
-            self.check_place()
-            sinks = self.loop.sinks(event) if here else ()
-        else:
-            encoded = self._encode(args, kwargs)
-            sinks = self.writer.append(event, encoded, globs, transient, here, timeout, only_remote)
-        if sinks:
-            self.loop.deliver_to(sinks, args, kwargs, self.config.op_timeout if timeout is None else timeout)
 
     def announce(self, event: str, node: str | None = None, **kwargs: Any) -> None:
         """Emit one of our own events about this node, or about ``node``, if that can be done at once."""
