@@ -160,7 +160,7 @@ class RouterConfig:
     @property
     def max_frame(self) -> int:
         """The largest frame that is taken from the bus: any event that may be emitted, and small ones gathered."""
-        return max(self.max_payload, self.blob_threshold + 128 * 1024) + 64 * 1024
+        return max(self.max_payload, self.blob_threshold + 512 * 1024) + 64 * 1024
 
     @property
     def shown_url(self) -> str:

@@ -67,6 +67,23 @@ def test_what_has_gathered_goes_out_in_pieces_between_which_others_are_served(re
         assert calls() - before >= 4
 
 
+def test_small_events_that_gather_are_taken_however_small_the_largest_may_be(
+    redis_server: RedisServer, run_id: str
+) -> None:
+    settings: dict[str, Any] = {"run_id": run_id, "max_payload": 64, "blob_threshold": 64}
+    roomy: dict[str, Any] = {"retention_events": 4_000_000, "outbox_events": 400_000}
+    with Router(redis_server.url, **settings) as b, Router(redis_server.url, **settings, **roomy) as a:
+        got = Collected()
+        b.on("x", lambda: got(None))
+        redis_server.freeze()
+        for _ in range(200_000):
+            a.emit("x")
+        redis_server.thaw()
+        a.sync(60)
+        until(lambda: len(got) == 200_000, 60)
+        assert not b.stats().rejected
+
+
 def test_old_events_go_with_time(join: Join, redis_url: str, run_id: str) -> None:
     a, b = join(retention_seconds=0.4, blob_threshold=1000), join()
     a.emit("x", "old", b"x" * 5000)

@@ -259,7 +259,8 @@ def test_leaving_is_not_finishing_and_stopping_twice_is_harmless(join: Join) -> 
     assert b.stop() == 0
     assert b.stop() == 0
     assert a.finished is None
-    for call in (lambda: b.emit("x"), lambda: b.on("x", print), b.sync, b.nodes):
+    local = (lambda: b.emit("x", only_local=True), lambda: b.emit("x", only_local=True, only_to="nobody"))
+    for call in (lambda: b.emit("x"), *local, lambda: b.on("x", print), b.sync, b.nodes):
         with pytest.raises(NotStarted, match="the router was stopped"):
             call()
     b.start()

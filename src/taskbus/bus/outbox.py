@@ -75,19 +75,20 @@ class Outbox:
         self._config = config
         self._where = where
         self._max_payload, self._alone = config.max_payload, config.blob_threshold
-        self._most_in_frame = max(1, config.retention_events // 8)  # trimming takes whole frames
+        # Trimming takes whole frames.
+        self._most_in_frame = max(1, config.retention_events // 8)
+        self._full = min(_FRAME_TEXT, config.retention_bytes // 8)
         self._max_bytes = config.outbox_bytes
         self._op_timeout = config.op_timeout
         self._encode = codec.encode_pickle if config.codec == "pickle" else codec.encode
         self.over = ""
-        """Why nothing can be emitted any more, whatever else holds."""
+        """Why nothing can be emitted any more."""
         self.numbering = threading.RLock()
         """Held while an event gets its number."""
         self._lock = self.numbering
         self._changed = Condition(self._lock)  # acknowledged, refused, failed, stopped
         self._waiting = 0
         self._bell = Bell()
-        self._closed = False
         self._is_inside = False  # of what follows once there is room; the lock lets the same thread in again
         self._idle = False  # nothing is under way, and the thread waits for the bell
         self._gathers = False  # the thread lets some come together before they leave
@@ -182,7 +183,7 @@ class Outbox:
                 if is_new:
                     self._open[key] = item
                     self._frames.append(item)
-                if whole_size >= _FRAME_TEXT or count >= self._most_in_frame:
+                if whole_size >= self._full or count >= self._most_in_frame:
                     del self._open[key]
                     if self._gathers:
                         self._bell.ring()
@@ -234,8 +235,8 @@ class Outbox:
     def _make_room(self, size: int, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         while True:
-            if self._closed:
-                raise NotStarted("the router was stopped")
+            if self.over:
+                raise NotStarted(self.over)
             self._raise_what_stays()
             if self._refusal is not None and self._refusal.__dict__.get("full"):
                 raise BusUnavailable(str(self._refusal), where=self._where, full=True)
@@ -270,7 +271,7 @@ class Outbox:
     def close(self) -> None:
         """Take nothing more: what is counted as left afterwards is all that is."""
         with self._changed:
-            self._closed = True
+            self.over = "the router was stopped"
             self._look_again()
             self._changed.notify_all()
 
@@ -303,7 +304,7 @@ class Outbox:
 
     def _look_again(self) -> None:
         """Whether there is room, and nothing wrong, is another question now. The lock is held."""
-        wrong = self._closed or (self._refusal or self.fatal or self._denied) is not None
+        wrong = self.over or (self._refusal or self.fatal or self._denied) is not None
         self._until = 0 if wrong else self.acknowledged + self._config.outbox_events
 
     def _wait(self, deadline: float, what: str) -> None:
