@@ -59,12 +59,12 @@ class Stack:
         In both a loop that is left at once takes one part of a generator: by ``next``, which is a call, and with what
         tells the end from another part, a step of ten costs 0.5 us more.
         """
-        generator, keep = GeneratorType, self.open.append
+        generator, opened = GeneratorType, self.open
         for fn in fns:
             half = fn(ctx)
             if half is not None and type(half) is generator:
                 for _ in half:
-                    keep(half)
+                    opened.append(half)
                     break
 
     def take(self, other: Stack) -> None:
