@@ -259,6 +259,9 @@ class EventLoop:
         A call counts from the first of these looks that saw it, so this wants to be asked now and then. That keeps the
         clock out of the delivery of each event, where it would cost a tenth of it.
         """
+        if not self._busy:
+            self._looks = {}
+            return []
         now = monotonic()
         with self._lock:
             busy = [(listener, listener.call) for listener in self._busy]

@@ -16,7 +16,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import TYPE_CHECKING, Any
 
 import hiredis
@@ -119,10 +119,10 @@ class Channels:
             self._thread = threading.Thread(target=self._run, name="taskbus-channels", daemon=True)
             self._thread.start()
 
-    def keep(self, listened: Callable[[str], bool]) -> None:
+    def keep(self, listened: Container[str]) -> None:
         """Forget the channels to which nobody listened at this look and at the one before; the thread leaves them."""
         with self._changed:
-            idle = {event for event in self._wanted if not listened(event)}
+            idle = {event for event in self._wanted if event not in listened}
             gone, self._idle = idle & self._idle & self._confirmed, idle
             for known in (self._wanted, self._confirmed, self._sent):
                 known -= gone

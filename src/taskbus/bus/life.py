@@ -349,7 +349,7 @@ class Life:
             self.announce("taskbus.node_left", node_id, reason="expired")
 
     def _look(self) -> None:
-        self.channels.keep(self.loop.listened)
+        self.channels.keep(self.loop.table)
         if self.reader.is_behind or self.reader.lag:
             try:
                 self.reader.look()
