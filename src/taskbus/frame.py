@@ -40,8 +40,7 @@ before the listener gets them, they cost it a third less.
 """
 
 _MAGIC = b"\xf5tbf"
-_SIGNED, _BESIDE, _ELSEWHERE, _PLAIN = 1, 2, 4, 8
-_KNOWN = 15
+_SIGNED, _BESIDE, _ELSEWHERE = 1, 2, 4
 _MARK = TAGGED[-1:]  # one byte is looked for ten times as fast
 _ALIGN = 16
 _DIGEST = 32
@@ -63,8 +62,7 @@ class Frame:
 
     ``first`` is the sequence number of its first event, counted by the producer for this stream from 1. ``blob`` is the
     id of the value that holds the body (``blob_size`` bytes), or ``None``. ``signed``: there was a secret to check the
-    signature with, and it was right. ``elsewhere``: it is for all nodes but the one that emitted it. ``plain``: it has
-    more than ``PIECE`` events, and no values that only a registered reader makes.
+    signature with, and it was right. ``elsewhere``: it is for all nodes but the one that emitted it.
     """
 
     producer: str
@@ -79,7 +77,6 @@ class Frame:
     crc: int
     digest: bytes | None
     elsewhere: bool
-    plain: bool
 
     @property
     def signed(self) -> bool:
@@ -110,6 +107,10 @@ def pack(
 
     ``scope`` is where the frame belongs (its stream's key): it does not travel, but the signature covers it.
     """
+    if count > PIECE and _MARK in text and TAGGED in text:
+        # Values that only a registered reader makes are made once for all, and so not in pieces. It is looked for here,
+        # once, and not by each who reads it.
+        text = text.replace(b"\n,", b",")
     parts = _body(text, buffers) if buffers else [text]
     header = _header(producer, first, count, text, buffers, parts, "", only_to, elsewhere, secret, scope)
     return b"".join((header, *parts))
@@ -165,7 +166,7 @@ def unpack(data: bytes | memoryview, *, max_size: int, secret: bytes | None = No
     digest = _verify(data, flags, start, secret, scope) if secret is not None else None
     if size > max_size or found - start != (0 if flags & _BESIDE else size):
         raise _wrong_size(found - start, size, flags, max_size)
-    if flags > _KNOWN or (not flags & _BESIDE) != (not ids) or data[end:signed] != zeros:
+    if flags & ~(_SIGNED | _BESIDE | _ELSEWHERE) or (not flags & _BESIDE) != (not ids) or data[end:signed] != zeros:
         raise _malformed("flags that do not fit together")
     if first < 1 or not 0 < 3 * count <= text_size or 8 * buffers + text_size > size or not 0 < names <= _MAX_NAME:
         raise _malformed("numbers that cannot be")
@@ -178,8 +179,8 @@ def unpack(data: bytes | memoryview, *, max_size: int, secret: bytes | None = No
     # A text alone is copied sooner than a view on it is made.
     body = memoryview(data)[start:] if buffers else data[start:]
     size = size if ids else 0
-    elsewhere, plain = flags & _ELSEWHERE != 0, flags & _PLAIN != 0
-    return Frame(producer, first, count, only_to, body, blob, size, text_size, buffers, crc, digest, elsewhere, plain)
+    elsewhere = flags >= _ELSEWHERE
+    return Frame(producer, first, count, only_to, body, blob, size, text_size, buffers, crc, digest, elsewhere)
 
 
 def events(
@@ -210,10 +211,12 @@ def events(
 def pieces(frame: Frame, *, secret: bytes | None = None) -> list[bytes]:
     """Check the body as :func:`events` does; the texts of ``PIECE`` events each, the last of the rest.
 
-    Empty where it was not written in pieces, or is not ``plain``.
+    Empty where it was not written in pieces, or is too short for that to be of use.
     """
     text = frame.body
-    if not frame.plain or frame.buffers or frame.blob is not None or not isinstance(text, bytes):
+    if frame.count <= PIECE or frame.buffers or frame.blob is not None or not isinstance(text, bytes):
+        return []
+    if text[:1] != b"[" or text[-1:] != b"]":
         return []
     found: list[bytes] = []
     at = 1
@@ -300,8 +303,6 @@ def _header(
     assert 0 < len(names) <= _MAX_NAME, producer
     assert len(ids) <= _MAX_BLOB, blob
     flags = (_SIGNED if secret is not None else 0) | (_BESIDE if blob else 0) | (_ELSEWHERE if elsewhere else 0)
-    if count > PIECE and not buffers and not (_MARK in text and TAGGED in text):
-        flags |= _PLAIN  # looked for here, once, and not by each who reads it
     crc = 0
     for part in parts[:2] if blob else parts:
         crc = crc32(part, crc)

@@ -290,7 +290,7 @@ class Listener:
                 self._running = events  # before looking: `close` does the reverse, and empties it, which ends the loop
                 if self._closed:
                     return
-                are_bare = bool(events) and type(events[0]) is dict  # all of them, or none
+                are_bare = type(next(iter(events), None)) is dict  # all of them, or none; close() may empty it here
                 event: Any
                 for event in events:
                     self.call = event

@@ -62,7 +62,6 @@ class Steps:
     def __init__(self) -> None:
         self.ctx: Any = Context()
         self.async_mode = False
-        self._is_custom = False  # a subclass has its own forward or backward
         self._plan: list[tuple[Middleware, AnyLock]] = []
         self._wrappers: list[Wrapper] = []
         self._middleware: list[Middleware] = []
@@ -77,7 +76,6 @@ class Steps:
         self.ctx = ctx
         self.async_mode = async_mode
         self._errors = ErrorBox()
-        self._is_custom = type(self).forward is not Steps.forward or type(self).backward is not Steps.backward
         self._alarm = alarm
         self._stack = Stack()
         self._latch = Latch(alarm)
@@ -188,9 +186,10 @@ class Steps:
             for half in reversed(list(stack)):
                 self._stack.unwind_one(half)
 
-    def _run_step(self) -> None:
+    def _run_step(self, is_custom: bool) -> None:
+        """``is_custom``: a subclass has its own ``forward`` or ``backward``."""
         stack, own = self._stack, self.__dict__
-        if self.async_mode or self._is_custom or "forward" in own or "backward" in own:
+        if self.async_mode or is_custom or "forward" in own or "backward" in own:
             for fn in self._middleware:
                 self.forward(fn)
             self._await()

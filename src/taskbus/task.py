@@ -193,9 +193,11 @@ class Task(Presence, Steps):
         if not self._middleware or max_step < 1 or self.finish or self._leaving:
             return
         step, stack = 0, self._stack
+        kind = type(self)
+        is_custom = kind.forward is not Task.forward or kind.backward is not Task.backward
         try:
             while True:
-                self._run_step()
+                self._run_step(is_custom)
                 step += 1
                 self._link.progress(self.ctx.total_step + 1, self._role_names)
                 if step >= max_step:
@@ -209,7 +211,8 @@ class Task(Presence, Steps):
 
     def renew(self) -> Self:
         """Replace ``ctx`` by the context of the next step; middleware that did not come to its end is closed."""
-        if self._stack.open:  # which says so, where the task is not started
+        self._check_started()
+        if self._stack.open:
             self._stack.close()
         self.ctx = self.ctx.renew()
         return self

@@ -67,6 +67,20 @@ def test_what_has_gathered_goes_out_in_pieces_between_which_others_are_served(re
         assert calls() - before >= 4
 
 
+def test_a_large_payload_travels_beside_the_stream_whatever_follows_it(join: Join, redis_url: str, run_id: str) -> None:
+    a, b = join(blob_threshold=20_000), join()
+    got = Collected()
+    b.on("x", got)
+    for number in range(20):
+        a.emit("x", b"x" * 30_000)
+        a.emit("x", number)
+    a.sync()
+    with plain_client(redis_url) as client:
+        assert len(list(client.scan_iter(f"taskbus:{{{run_id}}}:blob:*"))) == 20
+    until(lambda: len(got) == 40)
+    assert got[1::2] == list(range(20))
+
+
 def test_small_events_that_gather_are_taken_however_small_the_largest_may_be(
     redis_server: RedisServer, run_id: str
 ) -> None:

@@ -22,6 +22,7 @@ from taskbus.bus.finish import Finish
 from taskbus.bus.heart import Heart, SlowListeners
 from taskbus.bus.intake import Intake
 from taskbus.bus.keys import Keys
+from taskbus.bus.outbox import STOPPED
 from taskbus.bus.policy import warn_of_eviction
 from taskbus.bus.reader import Reader
 from taskbus.bus.registry import Registry
@@ -168,7 +169,7 @@ class Life:
         if busy:
             log.warning("stopping while listeners still run: %s", ", ".join(busy))
         left = self.writer.stop(deadline - 0.25 * budget)
-        self.is_stopped = True
+        self.is_stopped, self.writer.over = True, STOPPED
         self._leave(deadline)
         self._end_parts(deadline)
         if left:
@@ -201,7 +202,7 @@ class Life:
         if self.pid != os.getpid():
             raise NotStarted(_FORKED)
         if self.is_stopped:
-            raise NotStarted("the router was stopped")
+            raise NotStarted(STOPPED)
 
     # Staying there ---------------------------------------------------------------------------------------------------
 

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from taskbus.config import RouterConfig
     from taskbus.types import Labels, Sink
 
-__all__ = ["OpenFrame", "Outbox"]
+__all__ = ["STOPPED", "OpenFrame", "Outbox"]
 
+STOPPED = "the router was stopped"
 _FRAME_TEXT = 256 * 1024  # about 5000 small events; with 64 kB eight consumers take a seventh fewer
 _PIECE = frame.PIECE
 _BATCH_BYTES = 8 << 20
@@ -77,18 +78,19 @@ class Outbox:
         self._max_payload, self._alone = config.max_payload, config.blob_threshold
         # Trimming takes whole frames.
         self._most_in_frame = max(1, config.retention_events // 8)
-        self._full = min(_FRAME_TEXT, config.retention_bytes // 8)
+        self._full = min(_FRAME_TEXT, config.retention_bytes // 8, config.blob_threshold)  # what lies beside is alone
         self._max_bytes = config.outbox_bytes
         self._op_timeout = config.op_timeout
         self._encode = codec.encode_pickle if config.codec == "pickle" else codec.encode
         self.over = ""
-        """Why nothing can be emitted any more."""
+        """Why nothing can be emitted any more, here neither."""
         self.numbering = threading.RLock()
         """Held while an event gets its number."""
         self._lock = self.numbering
         self._changed = Condition(self._lock)  # acknowledged, refused, failed, stopped
         self._waiting = 0
         self._bell = Bell()
+        self._closed = False
         self._is_inside = False  # of what follows once there is room; the lock lets the same thread in again
         self._idle = False  # nothing is under way, and the thread waits for the bell
         self._gathers = False  # the thread lets some come together before they leave
@@ -235,8 +237,8 @@ class Outbox:
     def _make_room(self, size: int, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         while True:
-            if self.over:
-                raise NotStarted(self.over)
+            if self._closed:
+                raise NotStarted(STOPPED)
             self._raise_what_stays()
             if self._refusal is not None and self._refusal.__dict__.get("full"):
                 raise BusUnavailable(str(self._refusal), where=self._where, full=True)
@@ -271,7 +273,7 @@ class Outbox:
     def close(self) -> None:
         """Take nothing more: what is counted as left afterwards is all that is."""
         with self._changed:
-            self.over = "the router was stopped"
+            self._closed = True
             self._look_again()
             self._changed.notify_all()
 
@@ -281,9 +283,7 @@ class Outbox:
             if self._rests and self.waiting:
                 self._idle = self._hear()
             while self.waiting and self.fatal is None and time.monotonic() < deadline:
-                self._begin_to_wait()
-                self._changed.wait(deadline - time.monotonic())
-                self._waiting -= 1
+                self._wait_for_change(deadline - time.monotonic())
 
     def fail(self, error: BusError | None) -> None:
         """Let every caller that waits or comes later see ``error``; ``None`` only wakes them and the thread."""
@@ -304,26 +304,26 @@ class Outbox:
 
     def _look_again(self) -> None:
         """Whether there is room, and nothing wrong, is another question now. The lock is held."""
-        wrong = self.over or (self._refusal or self.fatal or self._denied) is not None
+        wrong = self._closed or (self._refusal or self.fatal or self._denied) is not None
         self._until = 0 if wrong else self.acknowledged + self._config.outbox_events
 
     def _wait(self, deadline: float, what: str) -> None:
         if self._stopping.is_set():
             raise BusUnavailable(f"the router was stopped: {what}")
-        self._begin_to_wait()
+        if not self._wait_for_change(max(0.0, deadline - time.monotonic())) and time.monotonic() >= deadline:
+            if isinstance(self._refusal, NotAcknowledged):
+                raise self._refusal.anew()
+            reason = f" ({self._refusal})" if self._refusal and str(self._refusal) not in what else ""
+            raise BusUnavailable(what + reason, where=self._where, waiting=self.waiting)
+
+    def _wait_for_change(self, timeout: float) -> bool:
+        self._waiting += 1
         try:
-            if not self._changed.wait(max(0.0, deadline - time.monotonic())) and time.monotonic() >= deadline:
-                if isinstance(self._refusal, NotAcknowledged):
-                    raise self._refusal.anew()
-                reason = f" ({self._refusal})" if self._refusal and str(self._refusal) not in what else ""
-                raise BusUnavailable(what + reason, where=self._where, waiting=self.waiting)
+            if self._gathers:
+                self._bell.ring()
+            return self._changed.wait(timeout)
         finally:
             self._waiting -= 1
-
-    def _begin_to_wait(self) -> None:
-        self._waiting += 1
-        if self._gathers:
-            self._bell.ring()
 
     def check_place(self) -> None:
         """Raise ``Fenced`` when another process has this node's place on the run."""

@@ -38,7 +38,7 @@ _HISTORY = 10_000
 _SENT_AT_ONCE = 8192  # bytes; fits into any socket's buffer when nothing is in flight, so that no emit is held up
 _BURST = 0.0003  # seconds between two emits; to send an event alone takes 60 us, to let it gather with others 5
 _BULK = 64  # events of a batch, after which it is worth while to wait for company
-_BULK_LASTS = 0.02  # seconds since such a batch
+_BULK_LASTS = 0.005  # seconds since such a batch
 _GATHERING = 0.001
 """Seconds that events wait for others while they come in bulk.
 
