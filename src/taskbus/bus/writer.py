@@ -38,7 +38,7 @@ _HISTORY = 10_000
 _SENT_AT_ONCE = 8192  # bytes; fits into any socket's buffer when nothing is in flight, so that no emit is held up
 _BURST = 0.0003  # seconds between two emits; to send an event alone takes 60 us, to let it gather with others 5
 _BULK = 64  # events of a batch, after which it is worth while to wait for company
-_BULK_LASTS = 0.005  # seconds since such a batch
+_BULK_LASTS = 0.02  # seconds since such a batch was acknowledged
 _GATHERING = 0.001
 """Seconds that events wait for others while they come in bulk.
 
@@ -67,7 +67,7 @@ class Writer(Outbox):
         self._begun: Batch | None = None  # by an emit
         self._has_begun = False  # since the thread last looked
         self._begun_at = 0.0
-        self._bulk_at = 0.0  # when many events last left together
+        self._bulk_at = 0.0  # when many events that left together were acknowledged last
         self._turn = threading.RLock()  # held by an emit while it sends, and only that can give it back
         self._epoch = b""
         self._history: deque[tuple[Any, ...]] = deque(maxlen=_HISTORY)  # number, and event, first, count of each frame
@@ -146,8 +146,6 @@ class Writer(Outbox):
     def _new_batch(self) -> Batch:
         frames, rest = self._take()
         batch = Batch(frames, self._batch)
-        if frames[0].count >= _BULK:
-            self._bulk_at = time.monotonic()
         self._frames, self._begun, self._batch = rest, batch, batch.number  # all or, if interrupted, nothing
         return batch
 
@@ -243,6 +241,8 @@ class Writer(Outbox):
 
     def _done(self, batch: Batch) -> None:
         self.sign_of_life = time.monotonic()
+        if batch.frames and batch.frames[0].count >= _BULK:
+            self._bulk_at = self.sign_of_life
         if batch.durable:
             # Flat: three tuples for each batch had the collector come three times as often.
             self._history.append((batch.number, *[x for f in batch.durable for x in (f.event, f.first, f.count)]))
