@@ -179,7 +179,7 @@ def unpack(data: bytes | memoryview, *, max_size: int, secret: bytes | None = No
     # A text alone is copied sooner than a view on it is made.
     body = memoryview(data)[start:] if buffers else data[start:]
     size = size if ids else 0
-    elsewhere = flags >= _ELSEWHERE
+    elsewhere = flags & _ELSEWHERE != 0
     return Frame(producer, first, count, only_to, body, blob, size, text_size, buffers, crc, digest, elsewhere)
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["STOPPED", "OpenFrame", "Outbox"]
 
 STOPPED = "the router was stopped"
-_FRAME_TEXT = 256 * 1024  # about 5000 small events; with 64 kB eight consumers take a seventh fewer
+_FRAME_TEXT = 256 * 1024  # 5000 small events, where enough are kept; of 64 kB eight consumers take a seventh less
 _PIECE = frame.PIECE
 _BATCH_BYTES = 8 << 20
 _BATCH_FRAMES = 2500  # some 30 ms of the server's time, in which nobody else is served
@@ -76,21 +76,21 @@ class Outbox:
         self._config = config
         self._where = where
         self._max_payload, self._alone = config.max_payload, config.blob_threshold
-        # Trimming takes whole frames.
+        # Trimming takes whole frames, so none holds more than an eighth of what is kept.
         self._most_in_frame = max(1, config.retention_events // 8)
-        self._full = min(_FRAME_TEXT, config.retention_bytes // 8, config.blob_threshold)  # what lies beside is alone
+        self._full = min(_FRAME_TEXT, config.retention_bytes // 8)
         self._max_bytes = config.outbox_bytes
         self._op_timeout = config.op_timeout
         self._encode = codec.encode_pickle if config.codec == "pickle" else codec.encode
         self.over = ""
-        """Why nothing can be emitted any more, here neither."""
+        """Why nothing can be emitted any more, not even to listeners here: stopped, or this is a forked process."""
         self.numbering = threading.RLock()
         """Held while an event gets its number."""
         self._lock = self.numbering
         self._changed = Condition(self._lock)  # acknowledged, refused, failed, stopped
         self._waiting = 0
         self._bell = Bell()
-        self._closed = False
+        self._closed = False  # to what goes out
         self._is_inside = False  # of what follows once there is room; the lock lets the same thread in again
         self._idle = False  # nothing is under way, and the thread waits for the bell
         self._gathers = False  # the thread lets some come together before they leave
@@ -185,10 +185,10 @@ class Outbox:
                 if is_new:
                     self._open[key] = item
                     self._frames.append(item)
-                if whole_size >= self._full or count >= self._most_in_frame:
+                if whole_size >= self._full or count >= self._most_in_frame or size > self._alone:
                     del self._open[key]
-                    if self._gathers:
-                        self._bell.ring()
+                if self._gathers and (is_new or key not in self._open):
+                    self._bell.ring()
                 if self._idle or (self._rests and self._hear()):
                     self._idle = False
                     send = self._begin(size)

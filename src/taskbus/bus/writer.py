@@ -1,8 +1,10 @@
 """The thread that empties the outbox: self-clocking group commit.
 
 While nothing is in flight an event leaves at once; while a batch is in flight further events gather, one frame for each
-stream, and leave together when it is acknowledged. A batch keeps its number on every attempt, and the append script
-takes each number once, so that a retry never writes an event a second time.
+stream, and leave together when it is acknowledged. Those of a name that comes in bulk leave a millisecond later.
+
+A batch keeps its number on every attempt, and the append script takes each number once, so that a retry never writes an
+event a second time.
 """
 
 from __future__ import annotations
@@ -37,10 +39,10 @@ log = logging.getLogger("taskbus")
 _HISTORY = 10_000
 _SENT_AT_ONCE = 8192  # bytes; fits into any socket's buffer when nothing is in flight, so that no emit is held up
 _BURST = 0.0003  # seconds between two emits; to send an event alone takes 60 us, to let it gather with others 5
-_BULK = 64  # events of a batch, after which it is worth while to wait for company
+_BULK = 64  # events of one name in a batch, after which the next of that name wait for company
 _BULK_LASTS = 0.02  # seconds since such a batch was acknowledged
 _GATHERING = 0.001
-"""Seconds that events wait for others while they come in bulk.
+"""Seconds that events of a name that comes in bulk wait for others of it.
 
 On a busy machine the thread that emits loses its core again and again, and events left one by one then, each of which
 costs the server and every reader what a thousand together cost: a fifth of what eight consumers took.
@@ -67,7 +69,8 @@ class Writer(Outbox):
         self._begun: Batch | None = None  # by an emit
         self._has_begun = False  # since the thread last looked
         self._begun_at = 0.0
-        self._bulk_at = 0.0  # when many events that left together were acknowledged last
+        self._bulk = ""  # of which many left together
+        self._bulk_at = 0.0  # when those were acknowledged
         self._turn = threading.RLock()  # held by an emit while it sends, and only that can give it back
         self._epoch = b""
         self._history: deque[tuple[Any, ...]] = deque(maxlen=_HISTORY)  # number, and event, first, count of each frame
@@ -139,9 +142,11 @@ class Writer(Outbox):
                     self._wire.close()  # nothing was asked, so what is there to read is the end of the connection
 
     def _may_gather(self) -> bool:
-        """Whether events come in bulk, and there is room for more in what is to leave."""
-        has_room = 0 < len(self._frames) == len(self._open)
-        return has_room and not self._waiting and time.monotonic() - self._bulk_at < _BULK_LASTS
+        """Whether all that is to leave comes in bulk, and its frame has room for more."""
+        return len(self._frames) == len(self._open) == 1 and not self._waiting and self._is_bulk(time.monotonic())
+
+    def _is_bulk(self, now: float) -> bool:
+        return now - self._bulk_at < _BULK_LASTS and self._frames[-1].event == self._bulk
 
     def _new_batch(self) -> Batch:
         frames, rest = self._take()
@@ -163,7 +168,7 @@ class Writer(Outbox):
     def _is_burst(self) -> bool:
         """Whether events come so fast that it is better to let some gather than to send each by itself."""
         before, self._begun_at = self._begun_at, time.monotonic()
-        return self._begun_at - before < _BURST or self._begun_at - self._bulk_at < _BULK_LASTS
+        return self._begun_at - before < _BURST or self._is_bulk(self._begun_at)
 
     def pause(self) -> None:
         """Whoever emits begins to wait for something: what comes next is no burst."""
@@ -242,7 +247,7 @@ class Writer(Outbox):
     def _done(self, batch: Batch) -> None:
         self.sign_of_life = time.monotonic()
         if batch.frames and batch.frames[0].count >= _BULK:
-            self._bulk_at = self.sign_of_life
+            self._bulk, self._bulk_at = batch.frames[0].event, self.sign_of_life
         if batch.durable:
             # Flat: three tuples for each batch had the collector come three times as often.
             self._history.append((batch.number, *[x for f in batch.durable for x in (f.event, f.first, f.count)]))
