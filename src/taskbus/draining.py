@@ -24,6 +24,8 @@ GRACE: Final = 10.0
 _INT_GRACE: Final = 1.0
 """Seconds that it may still take after Ctrl-C, where somebody waits for it."""
 
+_AGAIN: Final = 0.2  # seconds after which the main thread is interrupted once more, if it has not noticed
+
 
 def patience(number: int, grace: float) -> float:
     """Seconds that a step may still take after this signal."""
@@ -80,6 +82,7 @@ class Draining:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if self._thread is not None:
+            self._raise = False
             signal.set_wakeup_fd(self._wakeup)
             for number, before in self._before.items():
                 signal.signal(number, before)
@@ -103,8 +106,10 @@ class Draining:
         watched = [self._read, parent.sentinel] if parent is not None and self._router is not None else [self._read]
         budget: float | None = None
         while True:
-            ready = wait(watched, budget)
-            if not ready:
+            ready = wait(watched, _AGAIN if self._raise else budget)
+            if not ready and self._raise:
+                self._kill()  # the one before came just as the main thread began to block, and nobody saw it
+            elif not ready:
                 within = patience(self._number, self._grace)
                 self._cut(f"did not end within {within:g} s of {signal.Signals(self._number).name} and was cut")
                 budget = None
@@ -147,7 +152,11 @@ class Draining:
 
     def _interrupt(self) -> None:
         if not self._raised:
-            self._raised, self._raise, self._own = 1, True, self._own + 1
-            main = threading.main_thread().ident
-            assert main is not None
-            signal.pthread_kill(main, signal.Signals(self._number))
+            self._raised, self._raise = 1, True
+            self._kill()
+
+    def _kill(self) -> None:
+        self._own += 1
+        main = threading.main_thread().ident
+        assert main is not None
+        signal.pthread_kill(main, signal.Signals(self._number))
