@@ -160,6 +160,7 @@ class RouterConfig:
     @property
     def max_frame(self) -> int:
         """The largest frame that is taken from the bus: any event that may be emitted, and small ones gathered."""
+        # Those make frames of 256 kB, half as much again in commas where they are tiny, and the length of the last one.
         return max(self.max_payload, self.blob_threshold + 512 * 1024) + 64 * 1024
 
     @property

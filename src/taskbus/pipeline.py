@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
+
 class VoidMiddleware:
     """Middleware that does nothing; ``use`` leaves it out, which makes conditional middleware an expression."""
 

@@ -261,13 +261,12 @@ class Trail:
 
     def offer(self, events: Sequence[Event], start: int, nbytes: int) -> int:
         share, taken = nbytes // len(events), len(events)
-        places = events if isinstance(events, Page) else None
         with self._lock:
             for index in range(start, len(events)):
                 if self._kept and self.is_full:
                     self._refused, taken = True, index
                     break
-                self._take(events[index], places.place(index) if places is not None else None, share)
+                self._take(events[index], _place(events, index), share)
             if self._kept and self.is_full:
                 self._refused = True  # nothing more is read for it
         return taken

@@ -67,6 +67,47 @@ def test_what_has_gathered_goes_out_in_pieces_between_which_others_are_served(re
         assert calls() - before >= 4
 
 
+@pytest.mark.parametrize("end", ["time", "sync", "wait", "another name", "a full frame"])
+def test_events_of_a_name_that_comes_in_bulk_wait_for_others_of_it(
+    redis_server: RedisServer, run_id: str, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """A short while, which is made long here; and what is to end that ends it."""
+    length = 1.0 if end == "time" else 10.0
+    monkeypatch.setattr("taskbus.bus.writer._GATHERING", length)
+    monkeypatch.setattr("taskbus.bus.writer._BULK_LASTS", 60.0)
+    router = Router(redis_server.url, run_id=run_id)
+    with Router(redis_server.url, run_id=run_id) as b, Task().start(router=router) as a:
+        got, other = Collected(), Collected()
+        b.on("x", got)
+        b.on("y", other)
+        redis_server.freeze()
+        for number in range(200):
+            a.emit("x", number)
+        redis_server.thaw()
+        a.sync()
+        with plain_client(redis_server.url) as client:
+            stream = f"taskbus:{{{run_id}}}:events:x"
+            before = client.xlen(stream)
+            for number in range(200, 203):
+                began = time.monotonic()
+                a.emit("x", number)
+            until(lambda: router.life.writer._gathers)
+            if end == "sync":
+                a.sync()
+            elif end == "wait":
+                a.wait_for("nothing", timeout=0.1)
+            elif end == "another name":
+                a.emit("y", 1)
+                until(lambda: other)
+            elif end == "a full frame":
+                for number in range(203, 200 + 10_000 // 8):
+                    a.emit("x", number)
+            until(lambda: 202 in got, 20)
+            took = time.monotonic() - began
+            assert took < length if end != "time" else took >= length / 2
+            assert client.xlen(stream) == before + 1
+
+
 def test_a_large_payload_travels_beside_the_stream_whatever_follows_it(join: Join, redis_url: str, run_id: str) -> None:
     a, b = join(blob_threshold=20_000), join()
     got = Collected()

@@ -129,11 +129,11 @@ class Guest:
     ) -> None:
         """Emit one event and return when Redis has acknowledged it; raises what stands in the way."""
         deadline = time.monotonic() + self.config.op_timeout
-        self._stand()
         writer = Writer(self.config, self.target, self.keys, self._token, self._stand)
+        writer.emit(event, args, kwargs, only_to=only_to or None, transient=transient)  # what cannot travel stays
+        self._stand()
         writer.start()
         try:
-            writer.emit(event, args, kwargs, only_to=only_to or None, transient=transient)
             writer.sync(max(0.1, deadline - time.monotonic()))
         finally:
             writer.stop(time.monotonic())

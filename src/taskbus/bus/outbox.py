@@ -309,7 +309,7 @@ class Outbox:
 
     def _wait(self, deadline: float, what: str) -> None:
         if self._stopping.is_set():
-            raise BusUnavailable(f"the router was stopped: {what}")
+            raise BusUnavailable(f"{STOPPED}: {what}")
         if not self._wait_for_change(max(0.0, deadline - time.monotonic())) and time.monotonic() >= deadline:
             if isinstance(self._refusal, NotAcknowledged):
                 raise self._refusal.anew()

@@ -117,7 +117,7 @@ class Wire:
     @property
     def descriptor(self) -> int:
         """What to poll for news from the server: the plain socket, if the connection is open over one; else -1."""
-        return self._descriptor if self._connection is not None and self._moves == self.target.moves else -1
+        return self._descriptor if self.is_open else -1
 
     def open(self) -> None:
         """Connect and log in; raises ``BusUnavailable`` or ``BusDenied``."""

@@ -112,13 +112,18 @@ class Writer(Outbox):
 
     def _next_batch(self) -> Batch | None:
         """What leaves together; waits for it, and is ``None`` when it is time to end."""
-        has_gathered = False
+        ends = left = 0.0  # of the gathering, which a ring does not end, but what it tells of may
         while True:
             with self._lock:
                 if self._stopping.is_set():
                     return None  # looked at under the lock, for `fail` rings only for a thread that is idle
                 self._rests = False
-                self._gathers = self._begun is None and not has_gathered and self._may_gather()
+                self._gathers = self._begun is None and self._may_gather()
+                if self._gathers:
+                    now = time.monotonic()
+                    ends = ends or now + _GATHERING
+                    left = ends - now
+                    self._gathers = left > 0
                 if self._begun is None and self._frames and not self._gathers:
                     new, self._begun = self._new_batch(), None
                     return new
@@ -129,8 +134,7 @@ class Writer(Outbox):
             if batch is not None:
                 return self._take_over(batch)
             if self._gathers:
-                self._bell.wait(timeout=_GATHERING)
-                has_gathered = True
+                self._bell.wait(timeout=left)
                 continue
             if self._rests:
                 self._has_begun = False
