@@ -9,6 +9,7 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from taskbus.calling import in_order, parameters
 from taskbus.condition import Condition
 from taskbus.errors import BusUnavailable
 from taskbus.types import LazyPage
@@ -138,7 +139,7 @@ class Listener:
         self._taken = False
         self._closed = False
         self._mail: deque[Event | _Chunk] = deque()
-        self._running: list[Event | Bare] = []
+        self._running: list[Any] = []
         self._through = 0  # events of its chunk before those
         self._room = Condition()
         self._max_events = max_events
@@ -285,17 +286,23 @@ class Listener:
 
     def _deliver_chunk(self, fn: Callable[..., Any], chunk: _Chunk) -> None:
         self._through = 0
+        names = parameters(fn)
         try:
-            for events in chunk.parts:
-                self._running = events  # before looking: `close` does the reverse, and empties it, which ends the loop
+            for part in chunk.parts:
+                event: Any
+                events: list[Any] = part
+                are_bare = bool(events) and type(events[0]) is dict  # all of them, or none
+                rows = in_order(names, events) if are_bare else []
+                self._running = events = rows or events
+                # Looked at after that: `close` does the reverse, and empties it, which ends the loop.
                 if self._closed:
                     return
-                are_bare = type(next(iter(events), None)) is dict  # all of them, or none; close() may empty it here
-                event: Any
                 for event in events:
                     self.call = event
                     try:
-                        if are_bare:  # a tenth of what such an event costs is saved where it stays one
+                        if rows:
+                            fn(*event)
+                        elif are_bare:  # a tenth of what such an event costs is saved where it stays one
                             fn(**event)
                         else:
                             fn(*event[0], **event[1])

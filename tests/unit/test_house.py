@@ -25,6 +25,7 @@ HOUSE = [
     "config",
     "context",
     "waiting",
+    "calling",
     "mailbox",
     "pool",
     "pipeline",

@@ -10,7 +10,7 @@ from taskbus.bus.wire import Part, pack, pack_value
 
 if TYPE_CHECKING:
     from taskbus.bus.keys import Keys
-    from taskbus.bus.outbox import OpenFrame
+    from taskbus.bus.openframe import OpenFrame
     from taskbus.config import RouterConfig
 
 __all__ = ["Batch", "Packer"]

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
+from taskbus.bus.backlog import STOPPED
 from taskbus.bus.barriers import Barriers
 from taskbus.bus.calls import Calls, check_version
 from taskbus.bus.channels import Channels
@@ -22,7 +23,6 @@ from taskbus.bus.finish import Finish
 from taskbus.bus.heart import Heart, SlowListeners
 from taskbus.bus.intake import Intake
 from taskbus.bus.keys import Keys
-from taskbus.bus.outbox import STOPPED
 from taskbus.bus.policy import warn_of_eviction
 from taskbus.bus.reader import Reader
 from taskbus.bus.registry import Registry

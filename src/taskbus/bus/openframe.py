@@ -1,0 +1,39 @@
+"""A frame on its way to be one."""
+
+from __future__ import annotations
+
+__all__ = ["OpenFrame"]
+
+
+class OpenFrame:
+    """A frame that still takes events."""
+
+    __slots__ = (
+        "buffers",
+        "count",
+        "elsewhere",
+        "event",
+        "first",
+        "key",
+        "most",
+        "only_to",
+        "size",
+        "text",
+        "transient",
+        "until",
+    )
+
+    def __init__(
+        self, event: str, key: str, first: int, only_to: tuple[str, ...], transient: bool, elsewhere: bool
+    ) -> None:
+        self.event = event
+        self.key = key
+        self.first = first
+        self.only_to = only_to
+        self.transient = transient
+        self.elsewhere = elsewhere
+        self.count = 0
+        self.text = bytearray(b"[")
+        self.buffers: list[memoryview] = []
+        self.size = 0
+        self.most = self.until = 0
