@@ -234,7 +234,7 @@ class Subscriptions:
 
     def _prune(self) -> None:
         now = time.monotonic()
-        self._next_prune = now + 1.0
+        self._next_prune = now + _LINGER / 3
         for event, stream in list(self._streams.items()):
             if stream.laggards or self._node.is_listened(event):
                 stream.listened = now
