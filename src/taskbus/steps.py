@@ -186,25 +186,13 @@ class Steps:
             for half in reversed(list(stack)):
                 self._stack.unwind_one(half)
 
-    def _run_step(self, is_custom: bool) -> None:
-        """``is_custom``: a subclass has its own ``forward`` or ``backward``."""
-        stack, own = self._stack, self.__dict__
-        if self.async_mode or is_custom or "forward" in own or "backward" in own:
-            for fn in self._middleware:
-                self.forward(fn)
+    def _run_step(self) -> None:
+        for fn in self._middleware:
+            self.forward(fn)
+        self._await()
+        if self._stack.open:
+            self.backward()
             self._await()
-            if stack.open:
-                self.backward()
-                self._await()
-            return
-        stack.begin_all(self._middleware, self.ctx)
-        latch, errors = self._latch, self._errors
-        if latch.open or latch.errors.kept or errors.kept:  # as _await asks, without a call
-            self._await()
-        if stack.open:
-            stack.unwind()
-            if latch.open or latch.errors.kept or errors.kept:
-                self._await()
 
     def _await(self) -> None:
         """The part of ``sync`` that every step does: steps go on while Redis is away."""

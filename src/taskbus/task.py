@@ -15,11 +15,12 @@ from weakref import WeakSet
 from taskbus.config import check_timeout, split_labels
 from taskbus.context import Context
 from taskbus.dispatch import LOCAL_TIMEOUT, Listener, check_event, on_delivery_thread
-from taskbus.errors import ConfigError, RunFinished, TaskbusError, WaitTimeout
+from taskbus.errors import ConfigError, RunFinished, WaitTimeout
 from taskbus.link import NOT_STARTED, Standalone
 from taskbus.pipeline import VoidMiddleware
 from taskbus.presence import Presence, Role
 from taskbus.steps import Steps, enable_async
+from taskbus.stopping import attempt, left_until
 from taskbus.waits import Waits
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class Task(Presence, Steps):
         except BaseException:
             self._link = NOT_STARTED
             for forget in self._forget:
-                _attempt(forget)
+                attempt(forget)
             if self._owns_link:
                 link.stop()
             raise
@@ -153,32 +154,32 @@ class Task(Presence, Steps):
             self._waits.close()
             self._flush(link, now + 0.7 * STOP_TIMEOUT)
             if isinstance(error, Exception) and not (leaves and isinstance(error, RunFinished)):
-                _attempt(link.fail, error)
+                attempt(link.fail, error)
             elif error is None and not leaves and link.finished is None:
-                _attempt(link.finish, "stopped", _until(now + 0.8 * STOP_TIMEOUT))
+                attempt(link.finish, "stopped", left_until(now + 0.8 * STOP_TIMEOUT))
         finally:
             self._finish = self.finish
             self._link, self._names = NOT_STARTED, set()
             self._part(link, deadline)
-            self._close_steps(_until(deadline))
+            self._close_steps(left_until(deadline))
             self._is_stopping = False
 
     def _flush(self, link: Link, deadline: float) -> None:
         """Deliver and write what was emitted; a warning says what was not done by ``deadline``."""
         self._end_steps(deadline)
-        busy = link.loop.drain(_until(deadline))
+        busy = link.loop.drain(left_until(deadline))
         if busy:
             log.warning("stopping while listeners still run: %s", ", ".join(busy))
-        _attempt(link.sync, _until(deadline))
+        attempt(link.sync, left_until(deadline))
 
     def _part(self, link: Link, deadline: float) -> None:
         for forget in self._forget[self._owns_link :]:  # labels go with the link
-            _attempt(forget)
+            attempt(forget)
         for listener in list(self._listeners):
             link.unsubscribe(listener)
             listener.close()
         if self._owns_link:
-            _attempt(link.stop, _until(deadline))
+            attempt(link.stop, left_until(deadline))
 
     # Steps -----------------------------------------------------------------------------------------------------------
 
@@ -192,19 +193,32 @@ class Task(Presence, Steps):
         self._check_started()
         if not self._middleware or max_step < 1 or self.finish or self._leaving:
             return
-        step, stack = 0, self._stack
-        kind = type(self)
-        is_custom = kind.forward is not Task.forward or kind.backward is not Task.backward
+        step, stack, kind, own = 0, self._stack, type(self), self.__dict__
+        is_custom = any(getattr(kind, name) is not getattr(Task, name) for name in ("forward", "backward", "renew"))
         try:
             while True:
-                self._run_step(is_custom)
+                is_plain = not (is_custom or self.async_mode or "forward" in own or "backward" in own or "renew" in own)
+                if is_plain:  # written out: a step of ten calls, bare 1.1 us, took 2.1 us, and so 1.6
+                    stack, latch, errors = self._stack, self._latch, self._errors
+                    stack.begin_all(self._middleware, self.ctx)
+                    if latch.open or latch.errors.kept or errors.kept:  # as _await asks
+                        self._await()
+                    if stack.open:
+                        stack.unwind()
+                        if latch.open or latch.errors.kept or errors.kept:
+                            self._await()
+                else:
+                    self._run_step()
                 step += 1
                 self._link.progress(self.ctx.total_step + 1, self._role_names)
                 if step >= max_step:
                     self.finish = True
                 if self._finish or self._leaving or self._link.finished is not None:
                     return
-                self.renew()
+                if not is_plain or stack.open:
+                    self.renew()
+                else:
+                    self.ctx = self.ctx.renew()
         except BaseException:
             stack.close()
             raise
@@ -372,23 +386,9 @@ class Task(Presence, Steps):
 
 
 def _process_router() -> Link | None:
-    module = sys.modules.get(
-        "taskbus.router"
-    )  # not imported: nobody made a router, and a standalone task needs no Redis
+    # Not imported here: nobody made a router then, and a standalone task needs no Redis.
+    module = sys.modules.get("taskbus.router")
     return module.active_router() if module is not None else None
-
-
-def _until(deadline: float) -> float:
-    """The seconds left, but never so few that what is left to do cannot even be tried."""
-    return max(0.05, deadline - monotonic())
-
-
-def _attempt(call: Callable[..., Any], *args: Any) -> None:
-    """A part of stopping: its error is logged, so that the other parts follow and the user's own error stays."""
-    try:
-        call(*args)
-    except Exception as error:
-        log.error("stopping: %s failed: %s", call.__name__, error, exc_info=not isinstance(error, TaskbusError))
 
 
 task = Task()

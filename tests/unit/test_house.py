@@ -21,6 +21,7 @@ HOUSE = [
     "errors",
     "types",
     "condition",
+    "stopping",
     "globs",
     "config",
     "context",

@@ -26,6 +26,7 @@ from taskbus.bus.calls import Calls
 from taskbus.bus.wire import Wire, pack
 from taskbus.condition import Condition
 from taskbus.errors import BusDenied, BusError, BusUnavailable
+from taskbus.stopping import left_until
 
 if TYPE_CHECKING:
     from taskbus.bus.connect import Target
@@ -190,7 +191,7 @@ class Channels:
             pass  # the connection is cut below
         self._wire.abort()
         if threading.current_thread() is not thread:
-            thread.join(max(0.05, deadline - time.monotonic()))
+            thread.join(left_until(deadline))
 
     def _run(self) -> None:
         backoff = Backoff()

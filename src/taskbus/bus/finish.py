@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from taskbus.config import encodable
 from taskbus.errors import BusError, BusUnavailable, Fenced
+from taskbus.stopping import left_until
 from taskbus.types import FinishInfo
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Finish:
         if unwritten is None:
             return  # another thread has written it meanwhile
         self._flush(deadline - 0.2 * timeout, 0.4 * timeout)
-        left = max(0.05, deadline - time.monotonic())
+        left = left_until(deadline)
         try:
             while not self._registry.write_finish(unwritten.reason, left, node=unwritten.node, at=unwritten.at):
                 self.on_forgotten()

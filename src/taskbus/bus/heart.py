@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from redis.exceptions import ResponseError
 
 from taskbus.errors import BusDenied, BusError, Fenced
+from taskbus.stopping import left_until
 
 if TYPE_CHECKING:
     from taskbus.bus.registry import Registry
@@ -103,7 +104,7 @@ class Heart:
         """End the thread; it is waited for until ``deadline`` (monotonic)."""
         self.end()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
-            self._thread.join(max(0.05, deadline - time.monotonic()))
+            self._thread.join(left_until(deadline))
 
     def hurry(self) -> None:
         """Beat now."""

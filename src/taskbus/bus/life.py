@@ -29,6 +29,7 @@ from taskbus.bus.registry import Registry
 from taskbus.bus.tally import counts, tally
 from taskbus.bus.writer import Writer
 from taskbus.errors import BusError, BusUnavailable, Fenced, NotStarted
+from taskbus.stopping import left_until
 from taskbus.types import NodeInfo, RouterStats
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ class Life:
         if self.writer.fatal is not None:
             return  # the id is another node's now
         try:
-            self.registry.leave(max(0.05, deadline - time.monotonic()))
+            self.registry.leave(left_until(deadline))
         except BusError as error:
             log.warning("left without telling Redis: %s", error)
 
@@ -318,8 +319,8 @@ class Life:
             else:
                 cursor = Cursor.since(since, self.registry.joined(event))
                 self.intake.lag(sink, limit)
-                self.reader.catch_up(sink, cursor, max(0.05, deadline - time.monotonic()))
-            self.channels.subscribe(event, max(0.05, deadline - time.monotonic()))
+                self.reader.catch_up(sink, cursor, left_until(deadline))
+            self.channels.subscribe(event, left_until(deadline))
         except BaseException:
             self.unsubscribe(sink)
             raise
