@@ -40,11 +40,11 @@ class Calls:
 
     def script(self, name: str, keys: Sequence[Arg], args: Sequence[Arg], timeout: float | None = None) -> Any:
         """Run a script; see :meth:`Wire.script`."""
-        return self._attempt(lambda wire: wire.script(name, keys, args), timeout)
+        return self._attempt(timeout, Wire.script, name, keys, args)
 
     def call(self, *args: Arg, timeout: float | None = None) -> Any:
         """Run one command."""
-        return self._attempt(lambda wire: wire.call(*args), timeout)
+        return self._attempt(timeout, Wire.call, *args)
 
     def each(self, commands: Sequence[Sequence[Arg]], timeout: float | None = None) -> list[Any]:
         """Run commands in one round trip; an error reply is an item of the answer, in our words, not raised."""
@@ -54,21 +54,21 @@ class Calls:
             replies = [wire.read() for _ in commands]
             return [explain(reply, wire.target.where) if isinstance(reply, Exception) else reply for reply in replies]
 
-        return list(self._attempt(use, timeout))
+        return list(self._attempt(timeout, use))
 
-    def _attempt(self, use: Any, timeout: float | None) -> Any:
+    def _attempt(self, timeout: float | None, use: Callable[..., Any], *args: Any) -> Any:
         deadline = time.monotonic() + (self._deadline if timeout is None else timeout)
         backoff: Backoff | None = None
         while True:
             try:
-                return self._once(use, deadline)
+                return self._once(deadline, use, args)
             except BusUnavailable as error:
                 backoff = backoff or Backoff()
                 delay = backoff.next()
                 if time.monotonic() + delay >= deadline or self._stopping.wait(delay):
                     raise error
 
-    def _once(self, use: Any, deadline: float) -> Any:
+    def _once(self, deadline: float, use: Callable[..., Any], args: Sequence[Any]) -> Any:
         try:
             if not self._lock.acquire(timeout=max(0.001, deadline - time.monotonic())):
                 raise BusUnavailable(
@@ -81,7 +81,7 @@ class Calls:
             self._wire.deadline = max(deadline, time.monotonic() + 0.01)  # at least one attempt
             if not self._wire.is_open:
                 self._wire.open()
-            return use(self._wire)
+            return use(self._wire, *args)
         except BusDenied as error:
             raise self.diagnose(error, self._wire) from error
         except BusError:

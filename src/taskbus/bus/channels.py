@@ -16,7 +16,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 import hiredis
@@ -120,8 +120,10 @@ class Channels:
             self._thread = threading.Thread(target=self._run, name="taskbus-channels", daemon=True)
             self._thread.start()
 
-    def keep(self, listened: Container[str]) -> None:
+    def keep(self, listened: Collection[str]) -> None:
         """Forget the channels to which nobody listened at this look and at the one before; the thread leaves them."""
+        if not self._idle and self._wanted.issubset(listened):
+            return
         with self._changed:
             idle = {event for event in self._wanted if event not in listened}
             gone, self._idle = idle & self._idle & self._confirmed, idle

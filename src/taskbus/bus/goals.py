@@ -64,7 +64,8 @@ class Goals:
     @property
     def due(self) -> float:
         """When (monotonic) to check them at the latest, whatever the one who reads is at."""
-        return min((goal.deadline for goal in self.open), default=math.inf)
+        goals = self.open
+        return min([goal.deadline for goal in goals]) if goals else math.inf
 
     def add(self, callback: Callable[[], None]) -> None:
         with self._lock:

@@ -42,7 +42,7 @@ __all__ = ["Life"]
 log = logging.getLogger("taskbus")
 
 _FORKED = "this process was forked from one with a started router; start a router of its own here"
-_ENDS_OF_NODES = ("taskbus.node_left", "taskbus.node_failed")
+_LEFT, _FAILED = "taskbus.node_left", "taskbus.node_failed"
 
 _lives: WeakSet[Life] = WeakSet()
 
@@ -140,7 +140,7 @@ class Life:
         heart.on_silence, heart.probe = self.channels.suspect, self.channels.probe
         heart.on_gone = self._report_gone
         heart.on_finish = finish.hear
-        heart.watches = lambda: any(map(self.loop.listened, _ENDS_OF_NODES))
+        heart.watches = lambda: _LEFT in self.loop.table or _FAILED in self.loop.table
         finish.defer, finish.on_forgotten = reader.call_when_read, self.recover
         heart.due = lambda: min(finish.due, reader.goals.due)
         reader.goals.on_added = finish.on_expected = heart.nudge

@@ -182,8 +182,11 @@ class Subscriptions:
     @property
     def is_behind(self) -> bool:
         """Whether some sink is full, so that there is more to read than is read."""
-        laggards = [laggard for stream in list(self._streams.values()) for laggard in stream.laggards]
-        return any(not laggard.has_room and not laggard.is_parked for laggard in laggards)
+        for stream in list(self._streams.values()):
+            for laggard in stream.laggards:
+                if not laggard.has_room and not laggard.is_parked:
+                    return True
+        return False
 
     def has_read(self, counts: Mapping[str, int]) -> bool:
         """Whether it waits for news, and has handed over all events up to these numbers of each name; for tests."""
