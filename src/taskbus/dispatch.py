@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from time import monotonic
@@ -211,16 +212,42 @@ class EventLoop:
     # Delivery threads
 
     def lend(self, listener: Listener) -> None:
+        try:
+            with self._lock:
+                if listener.awake or self._closed:
+                    return
+                listener.awake = True
+                self._busy.add(listener)
+                thread = self._idle[-1] if self._idle else self._new_thread()
+                thread.listener = listener
+                if self._idle:
+                    self._idle.pop()
+            thread.wake()
+        except BaseException:
+            self._lend_again(listener)
+            raise
+
+    def _lend_again(self, listener: Listener) -> None:
+        """After a signal handler's error, for nobody can tell how far that was; `take` lets one thread run it."""
         with self._lock:
-            if listener.awake or self._closed:
+            if not listener.awake or listener.is_taken:
                 return
-            listener.awake = True
+            for thread in [each for each in self._threads if each.listener is listener]:
+                self._threads.discard(thread)
+                thread.end()
+            self._idle = [each for each in self._idle if not each.ends]
+            thread = self._new_thread()
+            thread.listener = listener
+        thread.wake()
+
+    def take(self, listener: Listener) -> bool:
+        """Whether the thread that asks is to run ``listener``, and no other does."""
+        with self._lock:
+            if listener.is_taken or not listener.awake:
+                return False
             self._busy.add(listener)
-            thread = self._idle.pop() if self._idle else None
-            if thread is None:
-                thread = _DeliveryThread(f"taskbus-{self.name}-{len(self._threads)}")
-                self._threads.add(thread)
-        thread.give(listener)
+            listener.is_taken = True
+            return True
 
     def rest(self, listener: Listener) -> bool:
         with self._lock:
@@ -228,17 +255,28 @@ class EventLoop:
             if listener.has_mail() and not self._closed:
                 listener.awake = True
                 return False
+            listener.is_taken = False
             self._busy.discard(listener)
             self._quiet.notify_all()
             thread = threading.current_thread()
             assert isinstance(thread, _DeliveryThread)
-            thread.listener = None
-            if not self._closed and len(self._idle) < IDLE_THREADS:
-                self._idle.append(thread)
-                return True
-            self._threads.discard(thread)
-        thread.give(None)
+            self.park(thread)
         return True
+
+    def park(self, thread: _DeliveryThread) -> None:
+        """Keep a thread that has nothing to run for the next listener, or have it end."""
+        with self._lock:
+            thread.listener = None
+            if not self._closed and not thread.ends and len(self._idle) < IDLE_THREADS:
+                self._idle.append(thread)
+            else:
+                self._threads.discard(thread)
+                thread.end()
+
+    def _new_thread(self) -> _DeliveryThread:
+        thread = _DeliveryThread(self, f"taskbus-{self.name}-{len(self._threads)}")
+        self._threads.add(thread)
+        return thread
 
     def drain(self, timeout: float) -> list[str]:
         """Wait until every mailbox is empty and no listener runs, save the one on this thread.
@@ -291,7 +329,7 @@ class EventLoop:
         for sink in sinks:
             sink.close()
         for thread in idle:
-            thread.give(None)
+            thread.end()
         deadline = monotonic() + timeout
         for thread in threads:
             if thread.is_alive() and thread is not threading.current_thread():
@@ -306,22 +344,31 @@ def on_delivery_thread() -> bool:
 class _DeliveryThread(threading.Thread):
     """Runs one listener at a time; between two it blocks on its own lock, without a timeout."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, loop: EventLoop, name: str) -> None:
         super().__init__(name=name, daemon=True)
         self.listener: Listener | None = None
+        """What to run when it is woken; set by the loop, under its lock."""
+        self._loop = loop
+        self.ends = False
         self._wake = threading.Lock()
         self._wake.acquire()
 
-    def give(self, listener: Listener | None) -> None:
-        """Hand over a listener to run; ``None`` ends the thread."""
-        self.listener = listener
+    def wake(self) -> None:
         self._wake.release()
         if self.ident is None:
             self.start()
 
+    def end(self) -> None:
+        self.ends = True
+        with suppress(RuntimeError):  # woken already
+            self._wake.release()
+
     def run(self) -> None:
         while True:
             self._wake.acquire()
-            if self.listener is None:
+            if self.ends:
                 return
-            self.listener.run()
+            if self.listener is not None and self._loop.take(self.listener):
+                self.listener.run()  # until it rests, which parks this thread
+            else:
+                self._loop.park(self)

@@ -130,7 +130,8 @@ class Listener:
         self.ready = True
         self.by_pieces = not once
         self.awake = False
-        """A delivery thread has this listener; changed by the host alone."""
+        """It was given to a delivery thread; changed by the host alone, as is ``is_taken``: one has it."""
+        self.is_taken = False
         self.call: object = None
         """What the function is being called with; the same object for as long as the call lasts."""
         self._host = host
@@ -286,8 +287,8 @@ class Listener:
 
     def _deliver_chunk(self, fn: Callable[..., Any], chunk: _Chunk) -> None:
         self._through = 0
-        names = parameters(fn)
         try:
+            names = parameters(fn)
             for part in chunk.parts:
                 event: Any
                 events: list[Any] = part

@@ -194,11 +194,12 @@ class Task(Presence, Steps):
         if not self._middleware or max_step < 1 or self.finish or self._leaving:
             return
         step, stack, kind, own = 0, self._stack, type(self), self.__dict__
-        is_custom = any(getattr(kind, name) is not getattr(Task, name) for name in ("forward", "backward", "renew"))
+        is_custom = kind.forward is not Task.forward or kind.backward is not Task.backward
         try:
             while True:
-                is_plain = not (is_custom or self.async_mode or "forward" in own or "backward" in own or "renew" in own)
-                if is_plain:  # written out: a step of ten calls, bare 1.1 us, took 2.1 us, and so 1.6
+                if is_custom or self.async_mode or "forward" in own or "backward" in own:
+                    self._run_step()
+                else:  # the same, written out: a step of ten calls, 1.1 us without a task, takes 1.8 and not 2.1
                     stack, latch, errors = self._stack, self._latch, self._errors
                     stack.begin_all(self._middleware, self.ctx)
                     if latch.open or latch.errors.kept or errors.kept:  # as _await asks
@@ -207,18 +208,13 @@ class Task(Presence, Steps):
                         stack.unwind()
                         if latch.open or latch.errors.kept or errors.kept:
                             self._await()
-                else:
-                    self._run_step()
                 step += 1
                 self._link.progress(self.ctx.total_step + 1, self._role_names)
                 if step >= max_step:
                     self.finish = True
                 if self._finish or self._leaving or self._link.finished is not None:
                     return
-                if not is_plain or stack.open:
-                    self.renew()
-                else:
-                    self.ctx = self.ctx.renew()
+                self.renew()
         except BaseException:
             stack.close()
             raise

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
+from typing import Any
 
 import pytest
 
 from taskbus.errors import ConfigError, EncodeError
+from taskbus.router import Router
 from taskbus.testing import until
 from tests.contract.conftest import Collected, Join, plain_client
 
@@ -61,6 +65,49 @@ def test_threads_that_emit_at_once_each_keep_their_order(join: Join) -> None:
         for sender, number in listener:
             by_thread[sender].append(number)
         assert by_thread == {thread: list(range(500)) for thread in range(4)}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_events_of_every_kind_in_any_mix_arrive_in_order_and_each_once(join: Join, seed: int) -> None:
+    rare = (2, 10, 50, 200)[seed]  # one of so many is not plain
+    b = join(labels="b")
+    c = join(labels="c")
+    a = join(outbox_events=300, outbox_bytes=20_000, blob_threshold=500, retention_events=100_000)
+    events = [f"{name}{number}" for name in ("x", "y") for number in range(2)]
+    got = {(node, event): Collected() for node in (a, b, c) for event in events}
+    for (node, event), listener in got.items():
+        node.on(event, listener)
+    meant: dict[tuple[Router, str], list[list[int]]] = {key: [[], []] for key in got}
+
+    kinds: list[tuple[dict[str, Any], bytes, tuple[Router, ...]]] = [
+        ({"only_remote": True}, b"", (b, c)),
+        ({"only_to": "b"}, b"", (b,)),
+        ({"only_to": ["node.*"]}, b"", (a, b, c)),
+        ({"only_local": True}, b"", (a,)),
+        *(({}, b"x" * size, (a, b, c)) for size in (10, 400, 600, 5000)),
+    ]
+
+    def emit(thread: int) -> None:
+        chance = random.Random(10 * seed + thread)
+        event = events[thread]
+        for number in range(1500):
+            kind: tuple[dict[str, Any], bytes, tuple[Router, ...]] = {}, b"", (a, b, c)
+            if not chance.randrange(rare):
+                event = events[chance.randrange(4)]
+                kind = chance.choice(kinds)
+            options, filler, nodes = kind
+            args = ((thread, number), filler) if filler else ((thread, number),)
+            for node in nodes:
+                meant[node, event][thread].append(number)
+            a.emit(event, *args, **options)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(emit, range(2)))
+    a.sync()
+    for key, listener in got.items():
+        until(lambda key=key, listener=listener: len(listener) >= sum(map(len, meant[key])), 30)  # type: ignore[misc]
+        for thread in range(2):
+            assert [number for one, number in listener if one == thread] == meant[key][thread]
 
 
 @pytest.mark.parametrize("listeners", [1, 2, 5])

@@ -131,7 +131,8 @@ def test_who_stops_a_router_too_waits_for_the_first(join: Join) -> None:
     first.join()
 
 
-def test_what_is_emitted_while_the_router_stops_is_written_or_refused(join: Join) -> None:
+@pytest.mark.parametrize("only_remote", [False, True])
+def test_what_is_emitted_while_the_router_stops_is_written_or_refused(join: Join, only_remote: bool) -> None:
     a, b = join(), join()
     got = Collected()
     b.on("x", got)
@@ -140,7 +141,7 @@ def test_what_is_emitted_while_the_router_stops_is_written_or_refused(join: Join
     def emit() -> None:
         with pytest.raises(NotStarted):
             while True:
-                a.emit("x", len(emitted), only_remote=True)
+                a.emit("x", len(emitted), only_remote=only_remote)
                 emitted.append(len(emitted))
 
     with ThreadPoolExecutor(1) as pool:

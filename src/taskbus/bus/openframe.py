@@ -1,4 +1,4 @@
-"""A frame on its way to be one."""
+"""A frame that is not packed yet."""
 
 from __future__ import annotations
 
@@ -37,3 +37,4 @@ class OpenFrame:
         self.buffers: list[memoryview] = []
         self.size = 0
         self.most = self.until = 0
+        """Up to how many events, and below how many bytes, the next is added without a question."""

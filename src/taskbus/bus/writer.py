@@ -153,10 +153,14 @@ class Writer(Outbox):
         return now - self._bulk_at < _BULK_LASTS and self._frames[-1].event == self._bulk
 
     def _new_batch(self) -> Batch:
-        frames, rest = self._take()
-        batch = Batch(frames, self._batch)
-        self._frames, self._begun, self._batch = rest, batch, batch.number  # all or, if interrupted, nothing
-        return batch
+        was_inside, self._is_inside = self._is_inside, True  # what the collector finds here may emit when it goes
+        try:
+            frames, rest = self._take()
+            batch = Batch(frames, self._batch)
+            self._frames, self._begun, self._batch = rest, batch, batch.number  # all or, if interrupted, nothing
+            return batch
+        finally:
+            self._is_inside = was_inside
 
     # The shortest way: while the thread has nothing to do, a small event is sent by the thread that emits it. A hop to
     # another thread and back takes longer (30 us on one CPU) than Redis takes for the event.
