@@ -122,7 +122,7 @@ class Channels:
 
     def keep(self, listened: Collection[str]) -> None:
         """Forget the channels to which nobody listened at this look and at the one before; the thread leaves them."""
-        if not self._idle and self._wanted.issubset(listened):
+        if not self._idle and self._wanted.issubset(listened):  # in C, so that no other thread comes in between
             return
         with self._changed:
             idle = {event for event in self._wanted if event not in listened}

@@ -64,7 +64,7 @@ class Finish:
 
     def retry(self, timeout: float = 1.0) -> None:
         """Write a pending finish, if Redis can be reached, and this node still has its place."""
-        if self._unwritten is not None:
+        if self.is_pending:
             with suppress(Fenced):  # which was told where it was found out
                 self._try(timeout)
 
