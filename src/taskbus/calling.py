@@ -24,7 +24,7 @@ def parameters(fn: Callable[..., Any]) -> tuple[str, ...]:
     function: Any = fn
     own = 0
     if kind is MethodType:
-        function, own = fn.__func__, 1  # type: ignore[attr-defined]
+        function, own = function.__func__, 1
     elif kind is not FunctionType:
         # Where a call looks for it: what `fn.__call__` gives can be something else.
         function, own = next((vars(each)["__call__"] for each in kind.__mro__ if "__call__" in vars(each)), None), 1

@@ -221,7 +221,7 @@ class EventLoop:
                 thread = self._idle[-1] if self._idle else self._new_thread()
                 thread.listener = listener
                 if self._idle:
-                    self._idle.pop()
+                    self._idle.pop()  # only now, for a thread that is neither idle nor has a listener would be lost
             thread.wake()
         except BaseException:
             self._lend_again(listener)

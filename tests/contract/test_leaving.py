@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from taskbus.errors import BusUnavailable, ConfigError, NotStarted, RunFinished
+from taskbus.errors import BusDenied, BusUnavailable, ConfigError, NotStarted, RunFinished
 from taskbus.router import Router
 from taskbus.task import Role, Task
-from taskbus.testing import until
+from taskbus.testing import RedisServer, until
 from tests.contract.conftest import Collected, Join, StartTask
 
 
@@ -129,6 +129,20 @@ def test_who_stops_a_router_too_waits_for_the_first(join: Join) -> None:
     assert not router.is_active
     assert got == list(range(50))
     first.join()
+
+
+def test_what_is_wrong_is_raised_by_the_next_emit_while_events_gather(redis_server: RedisServer, run_id: str) -> None:
+    with Router(redis_server.url, run_id=run_id) as a:
+        redis_server.freeze()
+        for number in range(10):
+            a.emit("x", number)  # the first is on its way, the others gather
+        a.life.writer.deny(BusDenied("what some other thread has heard of"))
+        with pytest.raises(BusDenied, match="some other thread"):
+            a.emit("x", 10)
+        a.emit("x", 11)
+        redis_server.thaw()
+        a.sync()
+        assert a.stats().emitted == 11
 
 
 @pytest.mark.parametrize("only_remote", [False, True])

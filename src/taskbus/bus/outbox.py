@@ -168,7 +168,7 @@ class Outbox(Backlog):
                 is_new = item is None or item.only_to != globs or item.elsewhere != only_remote or size > self._alone
                 if item is None or is_new:
                     item = OpenFrame(event, key, number, globs, transient, only_remote)
-                # From here to the append nothing is called, so that no signal handler can raise in the middle.
+                # As in `emit`, written out there; and here, too, nothing is called from now on to the append.
                 self.sequence[key] = number
                 whole = item.text
                 whole += text

@@ -19,6 +19,7 @@ from taskbus.bus.taker import LargePayload
 from taskbus.bus.turn import Turn
 from taskbus.bus.wire import NOTHING, Wire
 from taskbus.errors import BusDenied, BusError, BusUnavailable, Fenced
+from taskbus.stopping import left_until
 
 if TYPE_CHECKING:
     from taskbus.bus.connect import Target
@@ -82,7 +83,7 @@ class Reader(Subscriptions):
             self.wake()  # there is no socket to cut
         self._blobs.close()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
-            self._thread.join(max(0.05, deadline - time.monotonic()))
+            self._thread.join(left_until(deadline))
 
     # Being woken ------------------------------------------------------------------------------------------------------
 
@@ -226,9 +227,7 @@ class Reader(Subscriptions):
                 if not self._stopping.is_set():
                     self.taker.warn("reader", "%s; the reader tries again", error, every=10.0)
             except Exception:
-                log.exception(
-                    "reading from Redis at %s failed in an unforeseen way; the reader tries again", self._where
-                )
+                log.exception("reading from Redis at %s failed in an unforeseen way; it is tried again", self._where)
             self._wire.close()
             self._part_full()
             self._stopping.wait(pause)
