@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -173,6 +175,21 @@ def test_who_comes_to_a_finished_run_has_nothing_to_do_and_exits_0(shell: Shell,
     told = rf"^{TIME} WARNING {whose}run .* is finished already \(by node 'a': completed\)"
     assert len(re.findall(told, done.stderr, re.M)) == int(workers)
     assert "Traceback" not in done.stderr
+
+
+def test_what_a_worker_tells_is_written_line_by_line_so_that_those_of_several_do_not_mix(shell: Shell) -> None:
+    shell.node(node_id="a").finish("completed")
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)  # keeps apart what was written at once
+    with here, there:
+        done = shell.start("run", "tests.cli.jobs:late", stderr=there)
+        assert done.wait(30) == 0
+        here.setblocking(False)
+        pieces = []
+        with suppress(BlockingIOError):
+            while piece := here.recv(65536):
+                pieces.append(piece.decode())
+    assert len(pieces) == 2 and pieces[1].startswith("# the run was finished"), pieces
+    assert all(piece.endswith("\n") for piece in pieces)
 
 
 @pytest.mark.parametrize("url", ["private", "given"])

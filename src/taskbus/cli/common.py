@@ -125,8 +125,9 @@ def complain(name: str, what: object) -> None:
 
 
 def note(text: str) -> None:
-    """News beside the output proper, on stderr."""
-    print(f"# {clean(text)}", file=sys.stderr, flush=True)
+    """News beside the output proper, on stderr; in one piece, for workers share it."""
+    sys.stderr.write(f"# {clean(text)}\n")
+    sys.stderr.flush()
 
 
 def ago(seconds: float | None) -> str:
