@@ -28,6 +28,7 @@ _SCHEME = re.compile(r"(?i)[a-z][a-z0-9+.-]*:/+")
 _USER = re.compile(r"([A-Za-z0-9_.-]*):")
 _SECRET = re.compile(r"(?i)([?&][^=&]*(?:pass|pwd|secret|token)[^=&]*=)[^&]*")
 _MIB = 1024 * 1024
+_NUMBER = (int, float)  # `int | float`, made anew at each check, takes 0.3 us
 
 
 def check_name(what: str, name: object) -> str:
@@ -54,7 +55,7 @@ def check_reach(only_remote: bool, only_local: bool) -> None:
 
 def check_timeout(timeout: object, what: str = "timeout") -> float:
     """Return ``timeout`` if it is a number of seconds of at least 0, else raise ``ConfigError`` that shows it."""
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0:
+    if isinstance(timeout, bool) or not isinstance(timeout, _NUMBER) or not timeout >= 0:
         raise ConfigError(f"{what} must be a number of seconds of at least 0, not {_short(timeout)}")
     return timeout
 

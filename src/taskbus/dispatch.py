@@ -19,7 +19,7 @@ from taskbus.waiting import Trail, Waiter
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from taskbus.types import Event, Sink
+    from taskbus.types import Sink
 
 __all__ = ["ErrorBox", "EventLoop", "Listener", "Trail", "Waiter", "check_event", "function_name", "on_delivery_thread"]
 
@@ -191,19 +191,6 @@ class EventLoop:
                 full = full or error
         if full is not None:
             raise full
-
-    def offer(self, sinks: Sequence[Sink], events: Sequence[Event], start: int, nbytes: int) -> list[tuple[Sink, int]]:
-        """Give ``events[start:]``, the events of one frame of ``nbytes`` bytes, to those that are ready; never blocks.
-
-        Returns the sinks that had no room for all, each with the index of the first event that it did not take.
-        """
-        full: list[tuple[Sink, int]] = []
-        for sink in sinks:
-            if sink.ready:
-                taken = sink.offer(events, start, nbytes)
-                if taken < len(events):
-                    full.append((sink, taken))
-        return full
 
     def refill(self, event: str) -> None:
         if self.on_room is not None:

@@ -62,7 +62,8 @@ class Meetings:
                 if len(found) >= count:
                     return found
                 self._check(deadline, f"{len(found)} of {count} nodes are there{which}", leaves)
-                waiter.wait(min(deadline, time.monotonic() + life.config.lease))
+                with life.reader.watching():
+                    waiter.wait(min(deadline, time.monotonic() + life.config.lease))
             except BusUnavailable as error:
                 self._check(deadline, str(error), leaves)  # Redis being away ends no wait
             finally:
@@ -83,7 +84,8 @@ class Meetings:
         wake = lambda: life.barriers.notify()  # noqa: E731 one object for each who waits
         self._wakers.add(wake)
         try:
-            life.barriers.wait(name, count, deadline, lambda deadline, what: self._check(deadline, what, leaves))
+            with life.reader.watching():
+                life.barriers.wait(name, count, deadline, lambda deadline, what: self._check(deadline, what, leaves))
         finally:
             self._wakers.discard(wake)
             remove()

@@ -27,7 +27,6 @@ class Waiter:
     by_pieces = False
     __slots__ = (
         "_claim",
-        "_event",
         "_reason",
         "_wake",
         "alarm",
@@ -37,6 +36,7 @@ class Waiter:
         "is_resolved",
         "place",
         "ready",
+        "taken",
         "timed_out",
     )
 
@@ -57,7 +57,8 @@ class Waiter:
         """Whether an event, a cancel or the timeout has come."""
         self._wake = threading.Lock()
         self._wake.acquire()
-        self._event: Event | None = None
+        self.taken: Event | None = None
+        """The event that it was resolved with."""
         self._reason: BaseException | None = None
 
     def wait(self, deadline: float = math.inf) -> Event | None:
@@ -74,18 +75,13 @@ class Waiter:
                 self._wake.acquire()  # somebody resolves it at the very deadline
         if self._reason is not None:
             raise self._reason
-        return self._event
-
-    @property
-    def taken(self) -> Event | None:
-        """The event that it was resolved with."""
-        return self._event
+        return self.taken
 
     def resolve(self, event: Event, place: Place | None = None) -> bool:
         """Take ``event``; false when resolved before."""
         if not self._claim.acquire(blocking=False):
             return False
-        self._event = event
+        self.taken = event
         self.place = place
         self._wake.release()
         if (alarm := self.alarm) is not None:
@@ -103,13 +99,13 @@ class Waiter:
     def put(self, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float) -> None:
         # `resolve`, written out: a call less between the emitter and the one who waits for it.
         if self._claim.acquire(blocking=False):
-            self._event = args, kwargs
+            self.taken = args, kwargs
             self._wake.release()
             if (alarm := self.alarm) is not None:  # which may be taken off meanwhile
                 alarm()
 
     def offer(self, events: Sequence[Event], start: int, nbytes: int) -> int:
-        self.resolve(events[start], _place(events, start))
+        self.resolve(events[start], events.place(start) if isinstance(events, Page) else None)
         return len(events)
 
     def close(self) -> None:
@@ -261,12 +257,13 @@ class Trail:
 
     def offer(self, events: Sequence[Event], start: int, nbytes: int) -> int:
         share, taken = nbytes // len(events), len(events)
+        page = events if isinstance(events, Page) else None
         with self._lock:
             for index in range(start, len(events)):
                 if self._kept and self.is_full:
                     self._refused, taken = True, index
                     break
-                self._take(events[index], _place(events, index), share)
+                self._take(events[index], page.place(index) if page is not None else None, share)
             if self._kept and self.is_full:
                 self._refused = True  # nothing more is read for it
         return taken
@@ -297,10 +294,6 @@ class Trail:
 
     def close(self) -> None:
         self.cancel()
-
-
-def _place(events: Sequence[Event], index: int) -> Place | None:
-    return events.place(index) if isinstance(events, Page) else None
 
 
 def _seconds_until(deadline: float) -> float:

@@ -161,7 +161,8 @@ class Waits:
                 trail.take_back(waiter.taken, waiter.place)  # a signal handler has raised
             raise
         finally:
-            trail.leave(waiter)
+            if waiter.taken is None:  # who was given an event is forgotten already
+                trail.leave(waiter)
 
     def _subscribe(self, make: Callable[[], S], waiter: Waiter, since: Since, deadline: float) -> S | None:
         """What ``make`` made, subscribed; ``None`` if that cannot be in time, or ``waiter`` was ended.

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from taskbus.router import Router
+from taskbus.task import Task
 from taskbus.testing import until
 from tests.contract.conftest import StartTask
 
@@ -18,7 +20,10 @@ def ping_pong(start_task: StartTask, rounds: int, *, listens: bool) -> None:
     if listens:
         for task in (a, b):
             task.on("other", lambda *args: None)
+    play(a, b, rounds)
 
+
+def play(a: Task, b: Task, rounds: int) -> None:
     def answer() -> None:
         for number in range(rounds):
             assert b.wait_for("ping", 10, since="last") == ((number,), {})
@@ -119,3 +124,50 @@ def test_many_short_waits_leave_nobody_deaf(start_task: StartTask) -> None:
     until(lambda: heard == [1])
     b.emit("y", 2)
     assert a.wait_for("y", 10, since="start") == ((2,), {})
+
+
+def test_a_barrier_opens_as_soon_after_many_waits_as_without_any(start_task: StartTask) -> None:
+    a, b = start_task(), start_task()
+    router: Any = a._link
+
+    def lag(name: str) -> float:
+        """From the arrival of the last one to the return of the first, in seconds."""
+
+        def arrive() -> float:
+            a.barrier(name, 2, 20)
+            return time.monotonic()
+
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(arrive)
+            until(lambda: router.life.calls.call(b"EXISTS", router.life.keys.barrier(name)))
+            b.barrier(name, 2, 20)
+            opened = time.monotonic()
+            return max(0.0, first.result(20) - opened)
+
+    without, after = [], []
+    for turn in range(7):
+        without.append(lag(f"without.{turn}"))
+    for turn in range(7):
+        play(a, b, 100)
+        after.append(lag(f"after.{turn}"))
+    assert sum(after) < 10 * max(sum(without), 7 * 0.001)
+
+
+def test_a_finish_is_known_as_soon_after_many_waits_as_without_any(redis_url: str, run_id: str) -> None:
+    def lag(name: str, rounds: int) -> float:
+        """From the end of the call that finishes the run to the moment at which the other node knows, in seconds."""
+        with (
+            Router(redis_url, run_id=f"{run_id}.{name}") as one,
+            Router(redis_url, run_id=f"{run_id}.{name}") as other,
+            Task().start(router=one) as a,
+            Task().start(router=other) as b,
+        ):
+            play(a, b, rounds)
+            b.finish = True
+            finished = time.monotonic()
+            until(lambda: a.finish)
+            return time.monotonic() - finished
+
+    without = [lag(f"without.{turn}", 0) for turn in range(3)]
+    after = [lag(f"after.{turn}", 300) for turn in range(3)]
+    assert sum(after) < 10 * max(sum(without), 3 * 0.005)

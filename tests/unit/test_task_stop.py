@@ -203,7 +203,8 @@ def test_a_stop_tells_how_many_events_its_listeners_had_left(caplog: pytest.LogC
 
     task.on("x", slow)
     if chunks:
-        task._link.loop.offer(task._link.loop.sinks("x"), [((number,), {}) for number in range(10)], 0, 100)
+        for sink in task._link.loop.sinks("x"):
+            sink.offer([((number,), {}) for number in range(10)], 0, 100)
     else:
         for number in range(10):
             task.emit("x", number)

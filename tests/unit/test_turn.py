@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from taskbus.bus.turn import GRACE, Turn
+from taskbus.bus.turn import Doze, Turn
 from taskbus.until import until
 
 
@@ -78,7 +78,7 @@ def test_who_comes_again_soon_finds_it_free_and_the_owner_away(owner: Owner) -> 
 
 def test_the_owner_is_back_after_a_use_that_was_longer_than_the_grace(owner: Owner) -> None:
     borrow(owner)
-    threading.Event().wait(3 * GRACE)
+    threading.Event().wait(0.1)
     assert owner.returns == 0
     owner.turn.give_back(at_once=False)
     until(lambda: owner.returns == 1)
@@ -100,3 +100,10 @@ def test_giving_back_what_one_does_not_hold_is_harmless(owner: Owner) -> None:
     borrow(owner)
     owner.turn.give_back(at_once=True)
     owner.turn.give_back(at_once=True)
+
+
+def test_the_longer_it_was_used_the_longer_it_is_left_alone_up_to_a_quarter_of_a_second() -> None:
+    doze = Doze()
+    dozes = [doze.next() for _ in range(10)]
+    assert dozes[0] < 0.05 and dozes[-2:] == [0.25, 0.25]
+    assert dozes == sorted(dozes)

@@ -38,21 +38,23 @@ class Batch:
 
     def __init__(self, frames: Sequence[OpenFrame], last_number: int) -> None:
         self.frames = frames
-        self.durable = [item for item in frames if not item.transient]
+        self.durable: Sequence[OpenFrame] = frames
+        if len(frames) > 1 or frames[0].transient:
+            self.durable = [item for item in frames if not item.transient]
         self.number = last_number + bool(self.durable)
         self.is_packed = False
         self.is_sent = False
         self.answer: Any = None  # of the append script, where somebody has read it for the writer's thread
-        self.blobs: list[tuple[str, list[Part]]] = []
-        self.streams: list[bytes] = []
-        self.values: list[bytes] = []
-        self.transient: list[tuple[str, bytes]] = []
-        self.asked: list[tuple[str, bytes]] = []
+        self.blobs: Sequence[tuple[str, list[Part]]] = ()
+        self.streams: Sequence[bytes] = ()
+        self.values: Sequence[bytes] = ()
+        self.transient: Sequence[tuple[str, bytes]] = ()
+        self.asked: Sequence[tuple[str, bytes]] = ()
 
     def parts(self, command: bytes) -> list[Part]:
         """What to send in the next attempt; ``command`` appends the durable frames."""
         # Kept by nobody: a second attempt could come twice.
-        self.asked, self.transient = self.transient, []
+        self.asked, self.transient = self.transient, ()
         parts: list[Part] = []
         if self.blobs or self.asked:
             parts += [part for _, blob in self.blobs for part in blob]
@@ -89,21 +91,26 @@ class Packer:
         """Make the frames of a batch, unless that was done already."""
         if batch.is_packed:
             return
-        batch.blobs, batch.streams, batch.values, batch.transient = [], [], [], []
+        streams: list[bytes] = []
+        values: list[bytes] = []
+        blobs: list[tuple[str, list[Part]]] = []
+        transient: list[tuple[str, bytes]] = []
         for item in batch.frames:
             if item.transient:
                 channel = self._keys.channel(item.event)
                 packed = pack(b"PUBLISH", channel, self._inline(item, channel))
-                batch.transient.append((channel.decode(), packed))
+                transient.append((channel.decode(), packed))
                 continue
             stream = self._keys.events(item.event)
             blob = b""
             if item.size > self._config.blob_threshold and item.count == 1:
-                blob, data = self._beside(item, stream, batch)
+                blob, data = self._beside(item, stream, blobs)
             else:
                 data = self._inline(item, stream)
-            batch.streams.append(stream)
-            batch.values += (stream[self._event_at :], b"%d" % item.count, b"%d" % item.size, data, blob)
+            streams.append(stream)
+            values += (stream[self._event_at :], b"%d" % item.count, b"%d" % item.size, data, blob)
+        # At the end, for a signal handler may raise before, and then it is begun anew.
+        batch.streams, batch.values, batch.blobs, batch.transient = streams, values, blobs, transient
         batch.is_packed = True
 
     def command(self, how: bytes, script: bytes, batch: Batch) -> bytes:
@@ -140,7 +147,7 @@ class Packer:
         opening = b"".join(map(_bulk, (how, script, b"%d" % (2 + len(streams)))))
         return b"".join((count, opening, self._keys_of_all, *map(_bulk, streams), self._limits))
 
-    def _beside(self, item: OpenFrame, stream: bytes, batch: Batch) -> tuple[bytes, bytes]:
+    def _beside(self, item: OpenFrame, stream: bytes, blobs: list[tuple[str, list[Part]]]) -> tuple[bytes, bytes]:
         self._blobs += 1
         blob = f"{self._producer}-{self._blobs}"
         data, chunks = frame.pack_blob(
@@ -155,7 +162,7 @@ class Packer:
             scope=stream.decode(),
         )
         key = self._keys.blob(blob)
-        batch.blobs.append((key.decode(), pack_value((b"SET", key), chunks, (b"PX", b"%d" % self._life))))
+        blobs.append((key.decode(), pack_value((b"SET", key), chunks, (b"PX", b"%d" % self._life))))
         return blob.encode(), data
 
     def _inline(self, item: OpenFrame, scope: bytes) -> bytes:

@@ -40,7 +40,7 @@ class _Goal:
             cursor.at
             for stream, tail in self.tails
             if not stream.wrong
-            for cursor in stream.readers().cursors()
+            for cursor in stream.readers().cursors
             if cursor.at < tail
         ]
         if self.left != before:

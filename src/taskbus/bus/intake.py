@@ -38,7 +38,7 @@ class Intake:
         self._registry = registry
         self._writer = writer
         self._loop = loop
-        self.offer, self.sinks = loop.offer, loop.sinks
+        self.sinks = loop.sinks
         self._lagging: dict[str, dict[Sink, int]] = {}
         writer.look = writer.look_for_all = loop.sinks
         writer.listened = loop.table

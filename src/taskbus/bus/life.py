@@ -143,10 +143,14 @@ class Life:
         heart.watches = lambda: _LEFT in self.loop.table or _FAILED in self.loop.table
         finish.defer, finish.on_forgotten = reader.call_when_read, self.recover
         heart.due = lambda: min(finish.due, reader.goals.due)
-        reader.goals.on_added = finish.on_expected = heart.nudge
+        reader.goals.on_added, finish.on_expected = heart.nudge, self._expect_finish
         heart.is_wrong, self.channels.on_finish = self.channels.take_wrong, finish.expect
         heart.each_beat += [self.channels.watch, finish.retry, finish.look, self.barriers.settle, reader.goals.check]
         heart.each_beat += [SlowListeners(self.loop).warn, self._look, self.registry.take_labels_off]
+
+    def _expect_finish(self) -> None:
+        self.heart.nudge()
+        self.reader.recall()
 
     # Stop ------------------------------------------------------------------------------------------------------------
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Container, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from taskbus import codec, frame
@@ -51,7 +49,7 @@ class Outbox(Backlog):
         self.over = ""
         """Why nothing can be emitted any more, not even to listeners here: stopped, or this is a forked process."""
         self._is_inside = False  # of what follows once there is room; the lock lets the same thread in again
-        self._frames: deque[OpenFrame] = deque()
+        self._frames: list[OpenFrame] = []
         self._open: dict[str, OpenFrame] = {}
         self.sequence: dict[str, int] = {}
         """How many events have a number, by event; those of transient events by a key of their own."""
@@ -239,7 +237,7 @@ class Outbox(Backlog):
 
     # For the thread --------------------------------------------------------------------------------------------------
 
-    def _take(self) -> tuple[list[OpenFrame], deque[OpenFrame]]:
+    def _take(self) -> tuple[list[OpenFrame], list[OpenFrame]]:
         """Close the frames that leave now; they, and those that stay, which is for the caller to note."""
         batch: list[OpenFrame] = []
         size = 0
@@ -252,4 +250,4 @@ class Outbox(Backlog):
             if self._open.get(open_frame.key) is open_frame:
                 del self._open[open_frame.key]
             open_frame.text[-1:] = b"]"  # instead of the comma for the event that did not come
-        return batch, deque(islice(self._frames, len(batch), None))
+        return batch, self._frames[len(batch) :]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from taskbus.bus.backoff import Backoff
 from taskbus.bus.bell import Bell
 from taskbus.bus.calls import Calls
 from taskbus.bus.cursor import EntryId, parse_id
-from taskbus.bus.diagnose import wrong_keys
 from taskbus.bus.goals import Goals
 from taskbus.bus.subscriptions import COUNT, Subscriptions, Wanted
 from taskbus.bus.taker import LargePayload
@@ -60,12 +60,10 @@ class Reader(Subscriptions):
         self._mail: list[Any] = []  # entries of the inbox for the thread
         self._fault: BaseException | None = None  # what went wrong on another thread
         self._is_lent = False
-        self._waiters: set[Waiter] = set()
-        self._any_wrong = False
+        self._waiters: set[object] = set()
         self.goals = Goals(keys)
         self._thread = threading.Thread(target=self._run, name="taskbus-reader", daemon=True)
         self.reconnects = 0
-        self.on_denied: Callable[[BusDenied], None] = lambda error: None
 
     def start(self, inbox: bytes, at: EntryId) -> None:
         """Begin to read; with ``inbox`` after the entry ``at``."""
@@ -126,18 +124,31 @@ class Reader(Subscriptions):
         finally:
             self._waiters.discard(waiter)
 
+    def recall(self) -> None:
+        """Have the thread read again, where it leaves that to those who wait and none does: there is news."""
+        self._turn.call()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Meanwhile, too, all is read as it comes, for somebody waits for what it brings about."""
+        token = object()
+        self._waiters.add(token)
+        try:
+            self.recall()
+            yield
+        finally:
+            self._waiters.discard(token)
+
     def _lead_if_free(self, waiter: Waiter, deadline: float) -> None:
         try:
-            if self._borrow():
+            if self._turn.borrow() or self._ask_for_turn():
                 self._lead(waiter, deadline)
                 self._give_back()
         except BaseException:  # of a signal handler, which may raise between any two of these calls
             self._turn.give_back(at_once=True)
             raise
 
-    def _borrow(self) -> bool:
-        if self._turn.borrow():
-            return True
+    def _ask_for_turn(self) -> bool:
         if self._is_lent or self._wire.descriptor < 0:
             return False
         self._turn.is_wanted = True
@@ -188,12 +199,13 @@ class Reader(Subscriptions):
         )
 
     def _give_back(self) -> None:
-        at_once = len(self._waiters) > 1 or self._node.has_listeners or not self._is_plain() or self._has_laggards()
+        at_once = len(self._waiters) > 1 or self._node.has_listeners or not self._is_plain()
+        # A plan that is kept is without laggards.
+        at_once = at_once or (self._plan is None and self._has_laggards())
         self._turn.give_back(at_once=at_once)
 
     def _has_laggards(self) -> bool:
-        # A plan that is kept is without them.
-        return self._plan is None and any(not o.is_parked for s in list(self._streams.values()) for o in s.laggards)
+        return any(not o.is_parked for s in list(self._streams.values()) for o in s.laggards)
 
     # The thread ------------------------------------------------------------------------------------------------------
 
@@ -254,7 +266,7 @@ class Reader(Subscriptions):
         if self.taker.gone_back:
             self._explain_going_back()
         if self._any_wrong:
-            self._look_for_wrong()
+            self._look_for_wrong(self._wire)
         if self._asked is None:
             self.goals.look(self._wire, list(self._streams.values()))
             self.goals.check()
@@ -292,8 +304,11 @@ class Reader(Subscriptions):
             self._stopping.wait(1.0)  # every key is wrong
             self._forget_read()
             return
-        ids = [b"$%d\r\n%b\r\n" % (len(at := b"%d-%d" % cursor.at), at) for cursor in plan.cursors]
-        self._wire.send([plan.head + b"".join(ids)])
+        command = bytearray(plan.head)
+        for cursor in plan.cursors:
+            at = b"%d-%d" % cursor.at
+            command += b"$%d\r\n%b\r\n" % (len(at), at)
+        self._wire.send([command])
 
     def _take(self, until: float | None = None) -> None:
         """Hand over what a read has brought.
@@ -326,7 +341,13 @@ class Reader(Subscriptions):
         self._asked = None
         pages: dict[bytes, Any] = dict(reply or ())
         try:
-            self._hand_over(wanted, pages, until)
+            for key, (stream, readers) in wanted.items():
+                entries = pages.get(key, ())
+                if entries:
+                    self.taker.take(stream, readers, entries, until)
+                if readers.laggards and len(entries) < COUNT:
+                    with self._lock:
+                        stream.merge(self._node, readers, parse_id(entries[-1][0]) if entries else (0, 0))
         except LargePayload:
             self._asked, self._reply = wanted, reply  # the reader's thread goes on where this one ends
             return
@@ -334,16 +355,8 @@ class Reader(Subscriptions):
             if self.taker.gone_back:
                 self._explain_going_back()
             self.goals.check()
-        self._take_inbox(pages.get(self.inbox, ()), later=leads)
-
-    def _hand_over(self, wanted: Wanted, pages: dict[bytes, Any], until: float | None) -> None:
-        for key, (stream, readers) in wanted.items():
-            entries = pages.get(key, ())
-            if entries:
-                self.taker.take(stream, readers, entries, until)
-            if readers.laggards and len(entries) < COUNT:
-                with self._lock:
-                    stream.merge(self._node, readers, parse_id(entries[-1][0]) if entries else (0, 0))
+        if self.inbox in pages:
+            self._take_inbox(pages[self.inbox], later=leads)
 
     def _explain(self, reply: Exception, keys: Sequence[bytes]) -> None:
         """A read was refused: raise what that means, unless it is a key that holds no stream, which is left out."""
@@ -352,31 +365,7 @@ class Reader(Subscriptions):
         except BusDenied as error:
             if not error.__dict__.get("wrong"):
                 raise
-        self._look_for_wrong(keys)
-
-    def _look_for_wrong(self, places: Iterable[bytes] = ()) -> None:
-        """Leave out the keys that hold no stream, and take in again those that were left out and hold one now."""
-        out = {stream.key for stream in list(self._streams.values()) if stream.wrong}
-        suspects = {*places, *out, *([self.inbox] if self._inbox_wrong else ())}
-        if not suspects:
-            return
-        wrong = wrong_keys(self._wire, dict.fromkeys(suspects, b"stream"))
-        self._plan = None
-        self._any_wrong = bool(wrong)
-        self._inbox_wrong = self.inbox in wrong
-        for stream in list(self._streams.values()):
-            if stream.key in suspects:
-                stream.wrong = stream.key in wrong
-        for key, kind in wrong.items():
-            if key not in out:
-                error = BusDenied(
-                    f"key {key.decode()} holds a {kind.decode()} instead of a stream in Redis at {self._where}; "
-                    "it is left out until that is gone",
-                    where=self._where,
-                    key=key.decode(),
-                )
-                self.taker.warn(key.decode(), "%s", error, every=10.0)
-                self.on_denied(error)
+        self._look_for_wrong(self._wire, keys)
 
     def _take_inbox(self, entries: Sequence[Any], *, later: bool = False) -> None:
         for entry_id, fields in entries:

@@ -63,7 +63,7 @@ class Stream:
 
     def readers(self) -> Readers:
         """Who has room for a page that is asked for now."""
-        return Readers(self.shared, [(laggard, laggard.cursor) for laggard in self.laggards]).with_room()
+        return Readers.of(self.shared, [(one, one.cursor) for one in self.laggards if one.has_room])
 
     def cursors(self) -> list[Cursor]:
         """Everybody's."""
@@ -111,10 +111,12 @@ class Readers(NamedTuple):
 
     shared: Cursor | None
     laggards: Sequence[tuple[Laggard, Cursor]]
+    cursors: Sequence[Cursor]
 
-    def cursors(self) -> list[Cursor]:
-        own = [cursor for _, cursor in self.laggards] if self.laggards else []
-        return own if self.shared is None else [self.shared, *own]
+    @classmethod
+    def of(cls, shared: Cursor | None, laggards: Sequence[tuple[Laggard, Cursor]]) -> Readers:
+        own = [cursor for _, cursor in laggards]
+        return cls(shared, laggards, own if shared is None else [shared, *own])
 
     def with_room(self) -> Readers:
-        return Readers(self.shared, [(laggard, cursor) for laggard, cursor in self.laggards if laggard.has_room])
+        return Readers.of(self.shared, [(laggard, cursor) for laggard, cursor in self.laggards if laggard.has_room])

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from taskbus.bus.cursor import Cursor, EntryId, format_id, parse_id
+from taskbus.bus.diagnose import wrong_keys
 from taskbus.bus.streams import Laggard, Readers, Stream
 from taskbus.bus.taker import LargePayload, Taker
 from taskbus.bus.wire import pack
@@ -70,13 +71,14 @@ class Subscriptions:
         self._rewinds = 0
         self._full: set[Sink] = set()
         self._inbox_cursor = Cursor((0, 0))
-        self._inbox_wrong = False
+        self._any_wrong = self._inbox_wrong = False
         self._without_laggards = False  # this time, so that nobody waits longer for the sake of one who is behind
         self._next_prune = 0.0
         self.sign_of_life = time.monotonic()
         self.inbox = b""
         self.taker = Taker(config, keys, blobs, node)
         self.taker.part = self._part
+        self.on_denied: Callable[[BusDenied], None] = lambda error: None
         self.lag = 0
 
     @property
@@ -219,8 +221,8 @@ class Subscriptions:
                 has_laggards = True
             readers = stream.readers()
             if self._without_laggards and readers.laggards and readers.shared is not None:
-                readers, hurry = Readers(readers.shared, ()), True
-            own = readers.cursors()
+                readers, hurry = Readers.of(readers.shared, ()), True
+            own = readers.cursors
             if own and not stream.wrong:
                 wanted[stream.key] = stream, readers
                 keys.append(stream.key)
@@ -244,6 +246,30 @@ class Subscriptions:
             elif now - stream.listened > _LINGER:
                 del self._streams[event]
                 self._plan = None
+
+    def _look_for_wrong(self, wire: Wire, places: Iterable[bytes] = ()) -> None:
+        """Leave out the keys that hold no stream, and take in again those that were left out and hold one now."""
+        out = {stream.key for stream in list(self._streams.values()) if stream.wrong}
+        suspects = {*places, *out, *([self.inbox] if self._inbox_wrong else ())}
+        if not suspects:
+            return
+        wrong = wrong_keys(wire, dict.fromkeys(suspects, b"stream"))
+        self._plan = None
+        self._any_wrong = bool(wrong)
+        self._inbox_wrong = self.inbox in wrong
+        for stream in list(self._streams.values()):
+            if stream.key in suspects:
+                stream.wrong = stream.key in wrong
+        for key, kind in wrong.items():
+            if key not in out:
+                error = BusDenied(
+                    f"key {key.decode()} holds a {kind.decode()} instead of a stream in Redis at {self._where}; "
+                    "it is left out until that is gone",
+                    where=self._where,
+                    key=key.decode(),
+                )
+                self.taker.warn(key.decode(), "%s", error, every=10.0)
+                self.on_denied(error)
 
     def _compare_tails(self, known: Sequence[str] = ()) -> None:
         """A stream that ends before its cursor, or has counted less, has lost its end: it is read again."""

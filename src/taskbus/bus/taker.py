@@ -45,10 +45,6 @@ class Admission(Protocol):
 
     def sinks(self, event: str) -> Sequence[Sink]: ...
 
-    def offer(
-        self, sinks: Sequence[Sink], events: Sequence[Event], start: int, nbytes: int
-    ) -> list[tuple[Sink, int]]: ...
-
     def fall_behind(self, sink: Sink) -> int | None: ...
 
     def merge(self, sink: Sink, cursor: Cursor) -> bool: ...
@@ -89,11 +85,11 @@ class Taker:
 
         After another error the page is to be read again from where the cursors stand then.
         """
-        cursors = readers.cursors()
+        cursors = readers.cursors
         for entry_id, fields in entries:
             if readers.laggards:  # what one of them has no room for is read again
                 readers = readers.with_room()
-                cursors = readers.cursors()
+                cursors = readers.cursors
             at = parse_id(entry_id)
             for cursor in cursors:
                 if cursor.at < at:
@@ -120,9 +116,11 @@ class Taker:
         shared = readers.shared
         if shared is not None and shared.at >= at:
             shared = None
-        sinks: list[Sink] = []
+        sinks: Sequence[Sink] = ()
         if shared is not None and head.producer != self._node.producer:
-            sinks = [sink for sink in self._node.sinks(stream.event) if sink.ready]
+            sinks = self._node.sinks(stream.event)
+            if len(sinks) != 1 or not sinks[0].ready:
+                sinks = [sink for sink in sinks if sink.ready]
         laggards = [(one, cursor) for one, cursor in readers.laggards if cursor.at < at] if readers.laggards else ()
         asks = bool(sinks) and shared is not None and shared.is_new(head.producer, head.first, head.count)
         # For a single one, and no function of others called for it: so all listeners have the same values, read once.
@@ -144,8 +142,10 @@ class Taker:
                 start -= sum(index < start for index in refused)
             if sinks and start < len(page):
                 self.delivered += len(page) - start
-                for sink, taken in self._node.offer(sinks, page, start, nbytes):
-                    self.part(stream, shared, at, sink, (page, taken, nbytes))
+                for sink in sinks:
+                    taken = sink.offer(page, start, nbytes)
+                    if taken < len(page):
+                        self.part(stream, shared, at, sink, (page, taken, nbytes))
         late = 0
         for laggard, cursor in laggards:
             start = self._admit(stream, cursor, at, head)

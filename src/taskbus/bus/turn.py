@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import threading
-from time import monotonic
 from typing import Final
 
-__all__ = ["GRACE", "Turn"]
+__all__ = ["Doze", "Turn"]
 
-GRACE: Final = 0.02
-"""Seconds for which the owner leaves alone what was given back, because who has used it tends to come again."""
+_SHORTEST: Final = 0.02
+_LONGEST: Final = 0.25
+
+
+class Doze:
+    """How long the owner leaves alone what others use, in seconds: as long again as they have used it already.
+
+    Each look whether they still do is a change of threads, for which they may have to wait: when it came every 20 ms,
+    that was one of eight rounds of a ping-pong.
+    """
+
+    def __init__(self) -> None:
+        self._next = _SHORTEST
+
+    def next(self) -> float:
+        doze, self._next = self._next, min(2 * self._next, _LONGEST)
+        return doze
 
 
 class Turn:
@@ -21,8 +35,7 @@ class Turn:
         self._held = threading.RLock()  # which only the one who holds it can give back
         self._call = threading.Lock()
         self._call.acquire()
-        self._is_lent = self._dozes = self._is_called = False
-        self._used = 0.0
+        self._is_lent = self._dozes = self._is_called = self._is_used = False
 
     # The owner
 
@@ -31,14 +44,14 @@ class Turn:
         self._held.acquire()
 
     def lend(self) -> None:
-        """Let others hold it; returns, holding it again, once it is called for or has not been used for ``GRACE``."""
+        """Let others hold it; returns, holding it again, once it is called for or has not been used for a while."""
+        doze = Doze()
         self.is_wanted = False
-        self._is_called, self._is_lent = False, True
-        self._used = monotonic()
+        self._is_called, self._is_lent, self._is_used = False, True, False
         self._held.release()
         while True:
             if not self._is_called:
-                self._call.acquire(timeout=GRACE)
+                self._call.acquire(timeout=doze.next())
             if not self._held.acquire(blocking=False):
                 self._dozes = True  # before looking once more: who gives back does it in the other order
                 if not self._held.acquire(blocking=False):
@@ -46,9 +59,10 @@ class Turn:
                     self._dozes = False
                     continue
                 self._dozes = False
-            if self._is_called or monotonic() - self._used >= GRACE:
+            if self._is_called or not self._is_used:
                 self._is_lent = False
                 return
+            self._is_used = False
             self._held.release()
 
     def call(self) -> None:
@@ -77,7 +91,7 @@ class Turn:
         try:
             if at_once:
                 self._is_called = True
-            self._used = monotonic()
+            self._is_used = True
         finally:
             try:
                 self._held.release()

@@ -117,7 +117,7 @@ class Wire:
     @property
     def descriptor(self) -> int:
         """What to poll for news from the server: the plain socket, if the connection is open over one; else -1."""
-        return self._descriptor if self.is_open else -1
+        return self._descriptor if self._moves == self.target.moves else -1
 
     def open(self) -> None:
         """Connect and log in; raises ``BusUnavailable`` or ``BusDenied``."""
@@ -167,16 +167,21 @@ class Wire:
     def send(self, parts: Sequence[Part]) -> None:
         """Send packed commands; the timeout bounds the silence, not the size."""
         try:
-            if self._socket is None:
-                self._connection.send_packed_command(list(parts), check_health=False)
-                return
-            if not self._is_plain:
-                self._send_by_pieces(parts)
-            elif len(parts) == 1:
-                self._send_one(parts[0])
-            else:
+            if self._is_plain and len(parts) == 1:
+                try:
+                    sent = self._socket.send(parts[0], socket.MSG_DONTWAIT)  # a timeout is two calls of the system
+                except BlockingIOError:
+                    sent = 0
+                if sent < len(parts[0]):
+                    self._mind_deadline()
+                    self._socket.sendall(memoryview(parts[0])[sent:])
+            elif self._is_plain:
                 self._mind_deadline()
                 self._send_together(parts)
+            elif self._socket is not None:
+                self._send_by_pieces(parts)
+            else:
+                self._connection.send_packed_command(list(parts), check_health=False)
         except Exception as error:  # noqa: BLE001 the in-process server lets errors of all kinds through
             self._broken(error)
         except BaseException:
@@ -193,16 +198,6 @@ class Wire:
             if error.errno is None:
                 raise  # a signal handler's
             return False  # the end of the connection, which the owner finds out
-
-    def _send_one(self, part: Part) -> None:
-        """What the system takes at once needs no timeout, each of which is two calls of the system."""
-        try:
-            sent = self._socket.send(part, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            sent = 0
-        if sent < len(part):
-            self._mind_deadline()
-            self._socket.sendall(memoryview(part)[sent:])
 
     def _send_together(self, parts: Sequence[Part]) -> None:
         for start in range(0, len(parts), _TOGETHER):
@@ -251,7 +246,12 @@ class Wire:
             if error.errno is None:
                 raise  # a signal handler's
             return NOTHING
-        return self._parse(count)
+        if not count:
+            return NOTHING
+        self._reader.feed(self._buffer, 0, count)
+        reply = self._reader.gets(False)
+        self._is_inside = reply is NOTHING
+        return reply
 
     def _parse(self, count: int = 0) -> Any:
         if count:

@@ -23,7 +23,7 @@ from taskbus.bus.backoff import Backoff
 from taskbus.bus.batch import Batch, Packer
 from taskbus.bus.outbox import Outbox
 from taskbus.bus.scripts import load
-from taskbus.bus.turn import GRACE
+from taskbus.bus.turn import Doze
 from taskbus.bus.wire import NOTHING, Wire
 from taskbus.errors import BusDenied, BusError, BusUnavailable, Fenced, NotAcknowledged
 
@@ -113,11 +113,12 @@ class Writer(Outbox):
     def _next_batch(self) -> Batch | None:
         """What leaves together; waits for it, and is ``None`` when it is time to end."""
         ends = left = 0.0  # of the gathering, which a ring does not end, but what it tells of may
+        doze = Doze()
         while True:
             with self._lock:
                 if self._stopping.is_set():
                     return None  # looked at under the lock, for `fail` rings only for a thread that is idle
-                self._rests = False
+                self._rests = self._rests and self._may_rest()
                 self._gathers = self._begun is None and self._may_gather()
                 if self._gathers:
                     now = time.monotonic()
@@ -127,8 +128,10 @@ class Writer(Outbox):
                 if self._begun is None and self._frames and not self._gathers:
                     new, self._begun = self._new_batch(), None
                     return new
-                batch, self._begun = self._begun, None
-                if batch is None and not self._gathers:
+                batch: Batch | None = None
+                if not self._rests:
+                    batch, self._begun = self._begun, None
+                if batch is None and not self._gathers and not self._rests:
                     self._idle = True
                     self._rests = self._has_begun
             if batch is not None:
@@ -138,12 +141,16 @@ class Writer(Outbox):
                 continue
             if self._rests:
                 self._has_begun = False
-                self._bell.wait(timeout=GRACE)
+                self._bell.wait(timeout=doze.next())
                 continue
             is_news = self._bell.wait(self._wire.descriptor)
             with self._lock:
                 if is_news and self._idle:
                     self._wire.close()  # nothing was asked, so what is there to read is the end of the connection
+
+    def _may_rest(self) -> bool:
+        """Whether emits came one by one again, and have left nothing for the thread to do."""
+        return self._has_begun and not self._frames and (self._begun is None or self._begun.is_sent)
 
     def _may_gather(self) -> bool:
         """Whether all that is to leave comes in bulk, and its frame has room for more."""
@@ -166,21 +173,18 @@ class Writer(Outbox):
     # another thread and back takes longer (30 us on one CPU) than Redis takes for the event.
 
     def _begin(self, size: int) -> Callable[[], None] | None:
-        alone = size <= _SENT_AT_ONCE and self._wire.descriptor >= 0 and not self._is_burst()
-        if not alone or not self._turn.acquire(blocking=False):
+        before, self._begun_at = self._begun_at, time.monotonic()
+        # Whether events come so fast that it is better to let some gather than to send each by itself.
+        is_burst = self._begun_at - before < _BURST or (self._bulk and self._is_bulk(self._begun_at))
+        if size > _SENT_AT_ONCE or is_burst or self._wire.descriptor < 0 or not self._turn.acquire(blocking=False):
             return super()._begin(size)
         batch = self._new_batch()
         self._has_begun = True
         return partial(self._send_begun, batch)
 
-    def _is_burst(self) -> bool:
-        """Whether events come so fast that it is better to let some gather than to send each by itself."""
-        before, self._begun_at = self._begun_at, time.monotonic()
-        return self._begun_at - before < _BURST or self._is_bulk(self._begun_at)
-
     def pause(self) -> None:
         """Whoever emits begins to wait for something: what comes next is no burst."""
-        self._begun_at = self._bulk_at = 0.0
+        self._begun_at, self._bulk = 0.0, ""
         if self._gathers:
             self._bell.ring()
 
@@ -188,7 +192,8 @@ class Writer(Outbox):
         """On the thread of an emit. The writer's thread begins anew where that fails."""
         try:
             self._packer.pack(batch)
-            batch.is_sent = self._wire.send_now(b"".join(batch.parts(self._command(b"EVALSHA", batch))))
+            command = self._packer.command(b"EVALSHA", self._script.sha, batch)
+            batch.is_sent = self._wire.send_now(b"".join(batch.parts(command)))
         finally:
             self._turn.release()
             if not batch.is_sent:
@@ -258,7 +263,10 @@ class Writer(Outbox):
             self._bulk, self._bulk_at = batch.frames[0].event, self.sign_of_life
         if batch.durable:
             # Flat: three tuples for each batch had the collector come three times as often.
-            self._history.append((batch.number, *[x for f in batch.durable for x in (f.event, f.first, f.count)]))
+            told: list[Any] = [batch.number]
+            for item in batch.durable:
+                told += (item.event, item.first, item.count)
+            self._history.append(tuple(told))
         if self._settle(batch):
             log.warning("Redis at %s takes events again", self._where)
 

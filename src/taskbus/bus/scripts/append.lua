@@ -23,93 +23,105 @@ if last >= batch then
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local answer, errors, frame_now = {'OK', last}, {}, 0
-local keep_events, keep_bytes, keep_ms, run_ttl, prefix
-local function parse_limits()
-  keep_events, keep_bytes, keep_ms, run_ttl, prefix = string.match(ARGV[1], '^(%d+) (%d+) (%d+) (%d+) (.*)$')
+local answer = {'OK', last}
+
+-- What is seldom needed, made when it is: each function, and each local that it shares, is an object of its own, made at
+-- every call of the script, and all of them together took a tenth of its time.
+local function make_tools(limits)
+  local keep_events, keep_bytes, keep_ms, run_ttl, prefix = string.match(limits, '^(%d+) (%d+) (%d+) (%d+) (.*)$')
   keep_events, keep_bytes, keep_ms = tonumber(keep_events), tonumber(keep_bytes), tonumber(keep_ms)
+  local tools = {keep_events = keep_events, keep_bytes = keep_bytes, keep_ms = keep_ms, run_ttl = run_ttl}
+  tools.prefix, tools.errors, tools.frame = prefix, {}, 0
+  local errors = tools.errors
+
+  -- What is done beside the entry must not end the script in the middle: the batch would be written again.
+  function tools.report(text)
+    answer[#answer + 1], answer[#answer + 2] = tools.frame, text
+    errors[#errors + 1], errors[#errors + 2] = tools.frame, text
+  end
+  function tools.try(command, ...)
+    local reply = redis.pcall(command, ...)
+    if type(reply) == 'table' and reply.err then
+      tools.report('KEPT ' .. command .. ' ' .. (...) .. ': ' .. reply.err)
+      return false
+    end
+    return reply
+  end
+
+  -- Forget what no retention asks for: marks is a list of "ordinal bytes ms-seq;", oldest first.
+  function tools.trim(event, stream, n, b, marks)
+    local try = tools.try
+    local first, rest = string.match(marks, '^([^;]*);(.*)$')
+    local moved = false
+    while rest ~= '' do
+      local o, bytes, ms = string.match(rest, '^(%d+) (%d+) (%d+)%-')
+      if n - tonumber(o) < keep_events and b - tonumber(bytes) < keep_bytes and now - tonumber(ms) < keep_ms then
+        break
+      end
+      first, rest = string.match(rest, '^([^;]*);(.*)$')
+      moved = true
+    end
+    if moved then
+      local o, id = string.match(first, '^(%d+) %d+ (.*)$')
+      try('XTRIM', stream, 'MINID', '=', id)
+      local blobs = prefix .. 'blobs:' .. event
+      while true do
+        local oldest = try('LINDEX', blobs, 0)
+        if not oldest then break end
+        local ordinal, blob = string.match(oldest, '^(%d+) (.*)$')
+        if tonumber(ordinal) >= tonumber(o) then break end
+        if not try('LPOP', blobs) then break end
+        try('UNLINK', prefix .. 'blob:' .. blob)
+      end
+    end
+    return first .. ';' .. rest
+  end
+
+  -- How many events a stream has had, by its last frame: for when the streams hash was lost, and the stream was not.
+  function tools.recount(stream)
+    local entries = redis.pcall('XREVRANGE', stream, '+', '-', 'COUNT', 20)
+    for _, entry in ipairs(entries) do
+      local data = entry[2][2]
+      if entry[2][1] == 'f' and string.sub(data, 1, 4) == '\245tbf' and #data >= 18 then
+        local a, b, c, d = string.byte(data, 15, 18)
+        return tonumber(string.match(entry[1], '%-(%d+)$')) - 1 + a + 256 * (b + 256 * (c + 256 * d))
+      end
+    end
+    return 0
+  end
+  return tools
 end
+local tools
+
 for i = 7, #ARGV, 5 do
   if ARGV[i] ~= '' then
-    if not prefix then parse_limits() end
-    if redis.call('EXISTS', prefix .. 'blob:' .. ARGV[i]) == 0 then return {'NOBLOB', ARGV[i]} end
+    tools = tools or make_tools(ARGV[1])
+    if redis.call('EXISTS', tools.prefix .. 'blob:' .. ARGV[i]) == 0 then return {'NOBLOB', ARGV[i]} end
   end
-end
-
--- What is done beside the entry must not end the script in the middle: the batch would be written again.
-local function report(text)
-  answer[#answer + 1], answer[#answer + 2] = frame_now, text
-  errors[#errors + 1], errors[#errors + 2] = frame_now, text
-end
-local function try(command, ...)
-  local reply = redis.pcall(command, ...)
-  if type(reply) == 'table' and reply.err then
-    report('KEPT ' .. command .. ' ' .. (...) .. ': ' .. reply.err)
-    return false
-  end
-  return reply
-end
-
--- Forget what no retention asks for: marks is a list of "ordinal bytes ms-seq;", oldest first.
-local function trim(event, stream, n, b, marks)
-  local first, rest = string.match(marks, '^([^;]*);(.*)$')
-  local moved = false
-  while rest ~= '' do
-    local o, bytes, ms = string.match(rest, '^(%d+) (%d+) (%d+)%-')
-    if n - tonumber(o) < keep_events and b - tonumber(bytes) < keep_bytes and now - tonumber(ms) < keep_ms then break end
-    first, rest = string.match(rest, '^([^;]*);(.*)$')
-    moved = true
-  end
-  if moved then
-    local o, id = string.match(first, '^(%d+) %d+ (.*)$')
-    try('XTRIM', stream, 'MINID', '=', id)
-    local blobs = prefix .. 'blobs:' .. event
-    while true do
-      local oldest = try('LINDEX', blobs, 0)
-      if not oldest then break end
-      local ordinal, blob = string.match(oldest, '^(%d+) (.*)$')
-      if tonumber(ordinal) >= tonumber(o) then break end
-      if not try('LPOP', blobs) then break end
-      try('UNLINK', prefix .. 'blob:' .. blob)
-    end
-  end
-  return first .. ';' .. rest
-end
-
--- How many events a stream has had, by its last frame: for when the streams hash was lost, and the stream was not.
-local function recount(stream)
-  local entries = redis.pcall('XREVRANGE', stream, '+', '-', 'COUNT', 20)
-  for _, entry in ipairs(entries) do
-    local data = entry[2][2]
-    if entry[2][1] == 'f' and string.sub(data, 1, 4) == '\245tbf' and #data >= 18 then
-      local a, b, c, d = string.byte(data, 15, 18)
-      return tonumber(string.match(entry[1], '%-(%d+)$')) - 1 + a + 256 * (b + 256 * (c + 256 * d))
-    end
-  end
-  return 0
 end
 
 for i = 3, #KEYS do
-  frame_now = i - 3
-  local a = 3 + frame_now * 5
+  local a = 3 + (i - 3) * 5
   local event, count, size, frame, blob = ARGV[a], ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], ARGV[a + 4]
-  -- n: events so far, b: bytes so far, ms: time of the last id; next_*: where the next mark is due. Numbers become text by
-  -- '..', exact below 1e14 and half as dear as string.format.
-  local n, b, ms, rest, next_n, next_b, next_ms, marks = 0, 0, 0, '', 0, 0, 0, ''
+  -- n: events so far, b: bytes so far, ms: time of the last id; next_*: where the next mark is due; rest: what is kept as
+  -- it is. A number is read by '+ 0' and written by '..', exact below 1e14, half as dear as by tonumber, string.format.
+  local n, b, ms, after, next_n, next_b, next_ms, marks
+  local rest = ''
   local state = redis.call('HGET', KEYS[2], event)
   if state then
-    n, b, ms, rest, next_n, next_b, next_ms, marks = string.match(state, '^(%d+) (%d+) (%d+) ((%d+) (%d+) (%d+) (.*))$')
-    n, b, ms = tonumber(n), tonumber(b), tonumber(ms)
+    n, b, ms, after, next_n, next_b, next_ms, marks = string.match(state, '^(%d+) (%d+) (%d+) ()(%d+) (%d+) (%d+) ()')
+    n, b, ms, rest = n + 0, b + 0, ms + 0, string.sub(state, after)
   else
-    n = recount(KEYS[i])
+    tools = tools or make_tools(ARGV[1])
+    n, b, ms = tools.recount(KEYS[i]), 0, 0
   end
   if now > ms then ms = now end
-  local seq = n + 1
+  local time_text, seq = ms .. '', (n + 1) .. ''
   local fresh = not state
-  local id = state and redis.pcall('XADD', KEYS[i], 'NOMKSTREAM', ms .. '-' .. seq, 'f', frame)
+  local id = state and redis.pcall('XADD', KEYS[i], 'NOMKSTREAM', time_text .. '-' .. seq, 'f', frame)
   if not id then  -- the stream is new, or was lost, and shall not stay for ever
     fresh = true
-    id = redis.pcall('XADD', KEYS[i], ms .. '-' .. seq, 'f', frame)
+    id = redis.pcall('XADD', KEYS[i], time_text .. '-' .. seq, 'f', frame)
   end
   if type(id) == 'table' and string.find(id.err, 'smaller', 1, true) then
     -- somebody else wrote into the stream: go on behind the last id it has
@@ -117,31 +129,39 @@ for i = 3, #KEYS do
     for k = 1, #info, 2 do
       if info[k] == 'last-generated-id' then ms = tonumber(string.match(info[k + 1], '^(%d+)')) + 1 end
     end
+    time_text = ms .. ''
     if ms > now + 3155760000000 then
       id = {err = 'POISONED the last id of this stream leaves no room for another entry'}
     else
-      id = redis.pcall('XADD', KEYS[i], ms .. '-' .. seq, 'f', frame)
+      id = redis.pcall('XADD', KEYS[i], time_text .. '-' .. seq, 'f', frame)
     end
+  end
+  local is_due = fresh or n >= next_n + 0 or b >= next_b + 0 or ms >= next_ms + 0
+  if is_due or blob ~= '' or type(id) == 'table' then
+    tools = tools or make_tools(ARGV[1])
+    tools.frame = i - 3
   end
   if type(id) == 'table' then
     if string.find(id.err, 'exhausted', 1, true) then id.err = 'POISONED somebody has used up the ids of this stream' end
-    report(id.err)
+    tools.report(id.err)
   else
     if blob ~= '' then
-      try('RPUSH', prefix .. 'blobs:' .. event, seq .. ' ' .. blob)
-      redis.call('PEXPIRE', prefix .. 'blobs:' .. event, run_ttl)
+      tools.try('RPUSH', tools.prefix .. 'blobs:' .. event, seq .. ' ' .. blob)
+      redis.call('PEXPIRE', tools.prefix .. 'blobs:' .. event, tools.run_ttl)
     end
-    if fresh or n >= tonumber(next_n) or b >= tonumber(next_b) or ms >= tonumber(next_ms) then
-      if not prefix then parse_limits() end
-      marks = trim(event, KEYS[i], n + count, b + size, marks .. seq .. ' ' .. b .. ' ' .. id .. ';')
-      rest = string.format('%.0f %.0f %.0f %s', math.ceil(n + keep_events / 8), math.ceil(b + keep_bytes / 8),
-        math.ceil(ms + keep_ms / 8), marks)  -- whatever they are: what no node can read again stops all who write
-      redis.call('PEXPIRE', KEYS[i], math.floor(keep_ms * 1.25 + 1000))
+    if is_due then
+      marks = state and string.sub(state, marks) or ''
+      marks = tools.trim(event, KEYS[i], n + count, b + size, marks .. seq .. ' ' .. b .. ' ' .. id .. ';')
+      rest = string.format('%.0f %.0f %.0f %s', math.ceil(n + tools.keep_events / 8), math.ceil(b + tools.keep_bytes / 8),
+        math.ceil(ms + tools.keep_ms / 8), marks)  -- whatever they are: what no node can read again stops all who write
+      redis.call('PEXPIRE', KEYS[i], math.floor(tools.keep_ms * 1.25 + 1000))
     end
-    redis.call('HSET', KEYS[2], event, (n + count) .. ' ' .. (b + size) .. ' ' .. ms .. ' ' .. rest)
-    if not state then redis.call('PEXPIRE', KEYS[2], run_ttl) end
+    redis.call('HSET', KEYS[2], event, (n + count) .. ' ' .. (b + size) .. ' ' .. time_text .. ' ' .. rest)
+    if not state then redis.call('PEXPIRE', KEYS[2], tools.run_ttl) end
   end
 end
 redis.call('HSET', KEYS[1], 'batch', ARGV[2])
-if #errors > 0 then redis.call('HSET', KEYS[1], 'errors', ARGV[2] .. ' ' .. cjson.encode(errors)) end
+if tools and #tools.errors > 0 then
+  redis.call('HSET', KEYS[1], 'errors', ARGV[2] .. ' ' .. cjson.encode(tools.errors))
+end
 return answer
