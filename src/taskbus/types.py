@@ -45,7 +45,7 @@ class Page(list[Event]):
     __slots__ = ("entry", "indexes")
 
     def __init__(self, events: Sequence[Event], entry: Place, indexes: Sequence[int] | None = None) -> None:
-        super().__init__(events)
+        list.__init__(self, events)  # half as dear as by `super`
         self.entry = entry
         self.indexes = indexes
 

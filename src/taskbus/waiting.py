@@ -269,12 +269,14 @@ class Trail:
         return taken
 
     def _take(self, event: Event, place: Place | None, share: int) -> None:
-        newcomers, self._newcomers = self._newcomers, []
-        if newcomers and sum(waiter.resolve(event, place) for waiter in newcomers):
-            self._kept.clear()
-            self._bytes = 0
-            self._hand_over(event, place)
-        elif not self._hand_over(event, place) and not self._left:
+        if self._newcomers:
+            newcomers, self._newcomers = self._newcomers, []
+            if sum(waiter.resolve(event, place) for waiter in newcomers):
+                self._kept.clear()
+                self._bytes = 0
+                self._hand_over(event, place)
+                return
+        if not self._hand_over(event, place) and not self._left:
             self._kept.append((event, place, share))
             self._bytes += share
 

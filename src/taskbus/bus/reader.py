@@ -118,9 +118,15 @@ class Reader(Subscriptions):
             self._waiters.add(waiter)
             if len(self._waiters) > 1:
                 self._turn.call()  # what comes for this one is read when the one who reads now has left
-            elif not waiter.is_resolved() and deadline > time.monotonic():
-                self._lead_if_free(waiter, deadline)
+            elif waiter.is_resolved() or deadline <= time.monotonic():
+                pass
+            elif self._turn.borrow() or self._ask_for_turn():
+                self._lead(waiter, deadline)
+                self._give_back()
             return waiter.wait(deadline)
+        except BaseException:  # of a signal handler, which may raise between any two of these calls
+            self._turn.give_back(at_once=True)
+            raise
         finally:
             self._waiters.discard(waiter)
 
@@ -138,15 +144,6 @@ class Reader(Subscriptions):
             yield
         finally:
             self._waiters.discard(token)
-
-    def _lead_if_free(self, waiter: Waiter, deadline: float) -> None:
-        try:
-            if self._turn.borrow() or self._ask_for_turn():
-                self._lead(waiter, deadline)
-                self._give_back()
-        except BaseException:  # of a signal handler, which may raise between any two of these calls
-            self._turn.give_back(at_once=True)
-            raise
 
     def _ask_for_turn(self) -> bool:
         if self._is_lent or self._wire.descriptor < 0:

@@ -150,7 +150,8 @@ class Writer(Outbox):
 
     def _may_rest(self) -> bool:
         """Whether emits came one by one again, and have left nothing for the thread to do."""
-        return self._has_begun and not self._frames and (self._begun is None or self._begun.is_sent)
+        is_well = self._begun is None or (self._begun.is_sent and not self._wire.has_ended)
+        return self._has_begun and not self._frames and is_well
 
     def _may_gather(self) -> bool:
         """Whether all that is to leave comes in bulk, and its frame has room for more."""
