@@ -96,19 +96,27 @@ class Packer:
         blobs: list[tuple[str, list[Part]]] = []
         transient: list[tuple[str, bytes]] = []
         for item in batch.frames:
-            if item.transient:
-                channel = self._keys.channel(item.event)
-                packed = pack(b"PUBLISH", channel, self._inline(item, channel))
-                transient.append((channel.decode(), packed))
-                continue
-            stream = self._keys.events(item.event)
+            key = self._keys.channel(item.event) if item.transient else self._keys.events(item.event)
             blob = b""
-            if item.size > self._config.blob_threshold and item.count == 1:
-                blob, data = self._beside(item, stream, blobs)
+            if item.size > self._config.blob_threshold and item.count == 1 and not item.transient:
+                blob, data = self._beside(item, key, blobs)
             else:
-                data = self._inline(item, stream)
-            streams.append(stream)
-            values += (stream[self._event_at :], b"%d" % item.count, b"%d" % item.size, data, blob)
+                data = frame.pack(
+                    self._producer,
+                    item.first,
+                    item.count,
+                    item.text,
+                    item.buffers,
+                    only_to=item.only_to,
+                    elsewhere=item.elsewhere,
+                    secret=self._config.secret,
+                    scope=key.decode() if self._config.secret is not None else "",
+                )
+            if item.transient:
+                transient.append((key.decode(), pack(b"PUBLISH", key, data)))
+            else:
+                streams.append(key)
+                values += (key[self._event_at :], b"%d" % item.count, b"%d" % item.size, data, blob)
         # At the end, for a signal handler may raise before, and then it is begun anew.
         batch.streams, batch.values, batch.blobs, batch.transient = streams, values, blobs, transient
         batch.is_packed = True
@@ -164,16 +172,3 @@ class Packer:
         key = self._keys.blob(blob)
         blobs.append((key.decode(), pack_value((b"SET", key), chunks, (b"PX", b"%d" % self._life))))
         return blob.encode(), data
-
-    def _inline(self, item: OpenFrame, scope: bytes) -> bytes:
-        return frame.pack(
-            self._producer,
-            item.first,
-            item.count,
-            item.text,
-            item.buffers,
-            only_to=item.only_to,
-            elsewhere=item.elsewhere,
-            secret=self._config.secret,
-            scope=scope.decode() if self._config.secret is not None else "",
-        )
