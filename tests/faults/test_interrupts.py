@@ -152,6 +152,44 @@ def test_a_wait_that_is_interrupted_anywhere_leaves_no_deaf_node(
             talker.join()
 
 
+def test_a_wait_in_a_handler_leaves_the_wait_that_it_interrupts_as_it_was(
+    task: Task, redis_server: RedisServer, run_id: str
+) -> None:
+    """The thread reads by itself for the outer one, and goes on, whatever ends the inner one."""
+
+    def emit() -> None:
+        threading.Event().wait(0.3)  # for who else may read to begin
+        for number in range(1000):
+            other.emit("x", number)
+            other.sync()
+
+    emitter = threading.Thread(target=emit)
+    with Router(redis_server.url, run_id=run_id) as other:
+        task.wait_for("x", 0, since="last")
+        task.wait_for("nothing", 0.01, since="last")
+        inner: list[str] = []
+
+        def wait_too(*_: Any) -> None:
+            with trapping(signal.SIGUSR1) as trap:
+                trap.armed = True
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                threading.Timer(0.05, signal.pthread_kill, (threading.get_ident(), signal.SIGUSR1)).start()
+                with suppress(Interrupt):
+                    task.wait_for("nothing", 5, since="last")
+                inner.append("no" if trap.armed else "interrupted")
+            emitter.start()
+
+        before = signal.signal(signal.SIGALRM, wait_too)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            heard = [task.wait_for("x", 10, since="last") for _ in range(1000)]
+        finally:
+            signal.signal(signal.SIGALRM, before)
+            emitter.join(10)
+    assert inner == ["interrupted"]
+    assert heard == [((number,), {}) for number in range(1000)]
+
+
 def test_an_emit_that_is_interrupted_anywhere_holds_nothing_up_and_gives_nothing_twice(
     task: Task, redis_server: RedisServer, run_id: str
 ) -> None:

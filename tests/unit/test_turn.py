@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from taskbus.bus.turn import Doze, Turn
+from taskbus.bus.turn import Turn
 from taskbus.until import until
 
 
@@ -100,10 +100,3 @@ def test_giving_back_what_one_does_not_hold_is_harmless(owner: Owner) -> None:
     borrow(owner)
     owner.turn.give_back(at_once=True)
     owner.turn.give_back(at_once=True)
-
-
-def test_the_longer_it_was_used_the_longer_it_is_left_alone_up_to_a_quarter_of_a_second() -> None:
-    doze = Doze()
-    dozes = [doze.next() for _ in range(10)]
-    assert dozes[0] < 0.05 and dozes[-2:] == [0.25, 0.25]
-    assert dozes == sorted(dozes)

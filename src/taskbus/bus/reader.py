@@ -118,17 +118,20 @@ class Reader(Subscriptions):
             self._waiters.add(waiter)
             if len(self._waiters) > 1:
                 self._turn.call()  # what comes for this one is read when the one who reads now has left
-            elif waiter.is_resolved() or deadline <= time.monotonic():
-                pass
-            elif self._turn.borrow() or self._ask_for_turn():
+            elif not waiter.is_resolved() and deadline > time.monotonic():
+                self._lead_if_free(waiter, deadline)
+            return waiter.wait(deadline)
+        finally:
+            self._waiters.discard(waiter)
+
+    def _lead_if_free(self, waiter: Waiter, deadline: float) -> None:
+        try:
+            if self._turn.borrow() or self._ask_for_turn():
                 self._lead(waiter, deadline)
                 self._give_back()
-            return waiter.wait(deadline)
         except BaseException:  # of a signal handler, which may raise between any two of these calls
             self._turn.give_back(at_once=True)
             raise
-        finally:
-            self._waiters.discard(waiter)
 
     def recall(self) -> None:
         """Have the thread read again, where it leaves that to those who wait and none does: there is news."""
@@ -138,8 +141,8 @@ class Reader(Subscriptions):
     def watching(self) -> Iterator[None]:
         """Meanwhile, too, all is read as it comes, for somebody waits for what it brings about."""
         token = object()
-        self._waiters.add(token)
         try:
+            self._waiters.add(token)
             self.recall()
             yield
         finally:

@@ -119,7 +119,7 @@ class Taker:
         sinks: Sequence[Sink] = ()
         if shared is not None and head.producer != self._node.producer:
             sinks = self._node.sinks(stream.event)
-            if len(sinks) != 1 or not sinks[0].ready:
+            if len(sinks) != 1 or not sinks[0].ready:  # mostly it is one, and ready
                 sinks = [sink for sink in sinks if sink.ready]
         laggards = [(one, cursor) for one, cursor in readers.laggards if cursor.at < at] if readers.laggards else ()
         asks = bool(sinks) and shared is not None and shared.is_new(head.producer, head.first, head.count)

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import threading
+from time import monotonic
 from typing import Final
 
-__all__ = ["Doze", "Turn"]
+__all__ = ["Turn"]
 
-_SHORTEST: Final = 0.02
-_LONGEST: Final = 0.25
+_GRACE: Final = 0.02
+"""Seconds for which the owner leaves alone what was given back, because who has used it tends to come again."""
 
-
-class Doze:
-    """How long the owner leaves alone what others use, in seconds: as long again as they have used it already.
-
-    Each look whether they still do is a change of threads, for which they may have to wait: when it came every 20 ms,
-    that was one of eight rounds of a ping-pong.
-    """
-
-    def __init__(self) -> None:
-        self._next = _SHORTEST
-
-    def next(self) -> float:
-        doze, self._next = self._next, min(2 * self._next, _LONGEST)
-        return doze
+_LOOK: Final = 0.05
+"""Seconds from one look of the owner to the next, whether it still is used: each is a change of threads, for which who
+uses it may have to wait."""
 
 
 class Turn:
@@ -35,7 +25,8 @@ class Turn:
         self._held = threading.RLock()  # which only the one who holds it can give back
         self._call = threading.Lock()
         self._call.acquire()
-        self._is_lent = self._dozes = self._is_called = self._is_used = False
+        self._is_lent = self._dozes = self._is_called = False
+        self._used = 0.0
 
     # The owner
 
@@ -44,14 +35,14 @@ class Turn:
         self._held.acquire()
 
     def lend(self) -> None:
-        """Let others hold it; returns, holding it again, once it is called for or has not been used for a while."""
-        doze = Doze()
+        """Let others hold it; returns, holding it again, once it is called for or was left unused for 20 to 70 ms."""
         self.is_wanted = False
-        self._is_called, self._is_lent, self._is_used = False, True, False
+        self._is_called, self._is_lent = False, True
+        self._used = monotonic()
         self._held.release()
         while True:
             if not self._is_called:
-                self._call.acquire(timeout=doze.next())
+                self._call.acquire(timeout=_LOOK)
             if not self._held.acquire(blocking=False):
                 self._dozes = True  # before looking once more: who gives back does it in the other order
                 if not self._held.acquire(blocking=False):
@@ -59,10 +50,9 @@ class Turn:
                     self._dozes = False
                     continue
                 self._dozes = False
-            if self._is_called or not self._is_used:
+            if self._is_called or monotonic() - self._used >= _GRACE:
                 self._is_lent = False
                 return
-            self._is_used = False
             self._held.release()
 
     def call(self) -> None:
@@ -91,7 +81,7 @@ class Turn:
         try:
             if at_once:
                 self._is_called = True
-            self._is_used = True
+            self._used = monotonic()
         finally:
             try:
                 self._held.release()

@@ -23,7 +23,6 @@ from taskbus.bus.backoff import Backoff
 from taskbus.bus.batch import Batch, Packer
 from taskbus.bus.outbox import Outbox
 from taskbus.bus.scripts import load
-from taskbus.bus.turn import Doze
 from taskbus.bus.wire import NOTHING, Wire
 from taskbus.errors import BusDenied, BusError, BusUnavailable, Fenced, NotAcknowledged
 
@@ -47,6 +46,10 @@ _GATHERING = 0.001
 On a busy machine the thread that emits loses its core again and again, and events left one by one then, each of which
 costs the server and every reader what a thousand together cost: a fifth of what eight consumers took.
 """
+_REST = 0.1
+"""Seconds after which the thread looks for what emits that come one by one have left: an answer that the next one would
+read, or one that is none; a look is a change of threads, for which an emit may have to wait."""
+
 _WAIT_FOR_REPLICAS = 1.0
 _PAUSE_WHEN_DENIED = 5.0
 
@@ -113,12 +116,11 @@ class Writer(Outbox):
     def _next_batch(self) -> Batch | None:
         """What leaves together; waits for it, and is ``None`` when it is time to end."""
         ends = left = 0.0  # of the gathering, which a ring does not end, but what it tells of may
-        doze = Doze()
         while True:
             with self._lock:
                 if self._stopping.is_set():
                     return None  # looked at under the lock, for `fail` rings only for a thread that is idle
-                self._rests = self._rests and self._may_rest()
+                self._rests = False
                 self._gathers = self._begun is None and self._may_gather()
                 if self._gathers:
                     now = time.monotonic()
@@ -128,10 +130,8 @@ class Writer(Outbox):
                 if self._begun is None and self._frames and not self._gathers:
                     new, self._begun = self._new_batch(), None
                     return new
-                batch: Batch | None = None
-                if not self._rests:
-                    batch, self._begun = self._begun, None
-                if batch is None and not self._gathers and not self._rests:
+                batch, self._begun = self._begun, None
+                if batch is None and not self._gathers:
                     self._idle = True
                     self._rests = self._has_begun
             if batch is not None:
@@ -141,17 +141,12 @@ class Writer(Outbox):
                 continue
             if self._rests:
                 self._has_begun = False
-                self._bell.wait(timeout=doze.next())
+                self._bell.wait(timeout=_REST)
                 continue
             is_news = self._bell.wait(self._wire.descriptor)
             with self._lock:
                 if is_news and self._idle:
                     self._wire.close()  # nothing was asked, so what is there to read is the end of the connection
-
-    def _may_rest(self) -> bool:
-        """Whether emits came one by one again, and have left nothing for the thread to do."""
-        is_well = self._begun is None or (self._begun.is_sent and not self._wire.has_ended)
-        return self._has_begun and not self._frames and is_well
 
     def _may_gather(self) -> bool:
         """Whether all that is to leave comes in bulk, and its frame has room for more."""

@@ -126,8 +126,7 @@ def complain(name: str, what: object) -> None:
 
 def note(text: str) -> None:
     """News beside the output proper, on stderr; in one piece, for workers share it."""
-    sys.stderr.write(f"# {clean(text)}\n")
-    sys.stderr.flush()
+    print(f"# {clean(text)}\n", end="", file=sys.stderr, flush=True)
 
 
 def ago(seconds: float | None) -> str:
