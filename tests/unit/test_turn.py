@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from taskbus.bus.turn import Turn
+from taskbus.bus.turn import GRACE, Turn
 from taskbus.until import until
 
 
@@ -78,7 +78,7 @@ def test_who_comes_again_soon_finds_it_free_and_the_owner_away(owner: Owner) -> 
 
 def test_the_owner_is_back_after_a_use_that_was_longer_than_the_grace(owner: Owner) -> None:
     borrow(owner)
-    threading.Event().wait(0.1)
+    threading.Event().wait(3 * GRACE)
     assert owner.returns == 0
     owner.turn.give_back(at_once=False)
     until(lambda: owner.returns == 1)

@@ -6,14 +6,10 @@ import threading
 from time import monotonic
 from typing import Final
 
-__all__ = ["Turn"]
+__all__ = ["GRACE", "Turn"]
 
-_GRACE: Final = 0.02
+GRACE: Final = 0.02
 """Seconds for which the owner leaves alone what was given back, because who has used it tends to come again."""
-
-_LOOK: Final = 0.05
-"""Seconds from one look of the owner to the next, whether it still is used: each is a change of threads, for which who
-uses it may have to wait."""
 
 
 class Turn:
@@ -35,14 +31,14 @@ class Turn:
         self._held.acquire()
 
     def lend(self) -> None:
-        """Let others hold it; returns, holding it again, once it is called for or was left unused for 20 to 70 ms."""
+        """Let others hold it; returns, holding it again, once it is called for or has not been used for ``GRACE``."""
         self.is_wanted = False
         self._is_called, self._is_lent = False, True
         self._used = monotonic()
         self._held.release()
         while True:
             if not self._is_called:
-                self._call.acquire(timeout=_LOOK)
+                self._call.acquire(timeout=GRACE)
             if not self._held.acquire(blocking=False):
                 self._dozes = True  # before looking once more: who gives back does it in the other order
                 if not self._held.acquire(blocking=False):
@@ -50,7 +46,7 @@ class Turn:
                     self._dozes = False
                     continue
                 self._dozes = False
-            if self._is_called or monotonic() - self._used >= _GRACE:
+            if self._is_called or monotonic() - self._used >= GRACE:
                 self._is_lent = False
                 return
             self._held.release()

@@ -23,6 +23,7 @@ from taskbus.bus.backoff import Backoff
 from taskbus.bus.batch import Batch, Packer
 from taskbus.bus.outbox import Outbox
 from taskbus.bus.scripts import load
+from taskbus.bus.turn import GRACE
 from taskbus.bus.wire import NOTHING, Wire
 from taskbus.errors import BusDenied, BusError, BusUnavailable, Fenced, NotAcknowledged
 
@@ -46,10 +47,6 @@ _GATHERING = 0.001
 On a busy machine the thread that emits loses its core again and again, and events left one by one then, each of which
 costs the server and every reader what a thousand together cost: a fifth of what eight consumers took.
 """
-_REST = 0.1
-"""Seconds after which the thread looks for what emits that come one by one have left: an answer that the next one would
-read, or one that is none; a look is a change of threads, for which an emit may have to wait."""
-
 _WAIT_FOR_REPLICAS = 1.0
 _PAUSE_WHEN_DENIED = 5.0
 
@@ -141,7 +138,7 @@ class Writer(Outbox):
                 continue
             if self._rests:
                 self._has_begun = False
-                self._bell.wait(timeout=_REST)
+                self._bell.wait(timeout=GRACE)
                 continue
             is_news = self._bell.wait(self._wire.descriptor)
             with self._lock:
