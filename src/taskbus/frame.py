@@ -307,8 +307,8 @@ def _header(
     for part in parts[:2] if blob else parts:
         crc = crc32(part, crc)
     size = body_size(text, buffers) if buffers else len(text)
-    sizes = len(names), len(ids), len(globs), count, len(buffers), len(text), size
-    rest = _REST.pack(flags, *sizes, first, crc) + names + ids + globs
+    rest = _REST.pack(flags, len(names), len(ids), len(globs), count, len(buffers), len(text), size, first, crc)
+    rest += names + ids + globs
     rest += _ZEROS[-(_CHECKED + len(rest)) % _ALIGN]
     if secret is not None:
         digest = hashlib.sha256()

@@ -168,6 +168,8 @@ class Trail:
                 waiter.cancel(self._reason)
             else:
                 self._waiters.append(waiter)
+            if not (self._refused or self._dropped):
+                return True
             half_empty = len(self._kept) <= self._max_events // 2 and self._bytes <= self._max_bytes // 2
             has_room, self._refused = self._refused and half_empty, self._refused and not half_empty
             dropped, self._dropped = self._dropped, 0

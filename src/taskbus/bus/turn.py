@@ -34,12 +34,15 @@ class Turn:
         """Let others hold it; returns, holding it again, once it is called for or has not been used for ``GRACE``."""
         self.is_wanted = False
         self._is_called, self._is_lent = False, True
-        self._used = monotonic()
+        self._used = seen = monotonic()
         self._held.release()
         while True:
             if not self._is_called:
                 self._call.acquire(timeout=GRACE)
             if not self._held.acquire(blocking=False):
+                if self._used != seen and not self._is_called:
+                    seen = self._used  # it is used again and again, and who gives it back need not wake anybody
+                    continue
                 self._dozes = True  # before looking once more: who gives back does it in the other order
                 if not self._held.acquire(blocking=False):
                     self._call.acquire()

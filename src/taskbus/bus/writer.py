@@ -137,13 +137,21 @@ class Writer(Outbox):
                 self._bell.wait(timeout=left)
                 continue
             if self._rests:
-                self._has_begun = False
-                self._bell.wait(timeout=GRACE)
+                self._rest()
                 continue
             is_news = self._bell.wait(self._wire.descriptor)
             with self._lock:
                 if is_news and self._idle:
                     self._wire.close()  # nothing was asked, so what is there to read is the end of the connection
+
+    def _rest(self) -> None:
+        """Leave the answers to the emits that come one by one, as long as they do and have nothing for the thread."""
+        while self._rests and self._has_begun and not self._frames and not self._stopping.is_set():
+            begun = self._begun
+            if begun is not None and not begun.is_sent:
+                break
+            self._has_begun = False
+            self._bell.wait(timeout=GRACE)
 
     def _may_gather(self) -> bool:
         """Whether all that is to leave comes in bulk, and its frame has room for more."""
