@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from taskbus.router import Router
 from taskbus.task import Task
 from taskbus.testing import until
-from tests.contract.conftest import StartTask
+from tests.contract.conftest import Join, StartTask
 
 
 def ping_pong(start_task: StartTask, rounds: int, *, listens: bool) -> None:
@@ -168,6 +169,31 @@ def test_a_finish_is_known_as_soon_after_many_waits_as_without_any(redis_url: st
             until(lambda: a.finish)
             return time.monotonic() - finished
 
-    without = [lag(f"without.{turn}", 0) for turn in range(3)]
-    after = [lag(f"after.{turn}", 300) for turn in range(3)]
-    assert sum(after) < 10 * max(sum(without), 3 * 0.005)
+    without = [lag(f"without.{turn}", 0) for turn in range(9)]
+    after = [lag(f"after.{turn}", 60) for turn in range(9)]
+    assert median(after) < 5 * max(median(without), 0.002)
+
+
+def test_a_node_that_joins_is_known_as_soon_after_many_waits_as_without_any(start_task: StartTask, join: Join) -> None:
+    a, b = start_task(), start_task()
+
+    def lag(rounds: int) -> float:
+        """From the end of the call that has a node join to the return of who waits for it, in seconds."""
+
+        def wait() -> float:
+            a.wait_for_nodes("late", 1, 20)
+            return time.monotonic()
+
+        with ThreadPoolExecutor(1) as pool:
+            play(a, b, rounds)
+            waiting = pool.submit(wait)
+            late = join(labels="late")
+            joined = time.monotonic()
+            known = waiting.result(20)
+            late.stop()
+            return max(0.0, known - joined)
+
+    lag(0)  # subscribes to what the others are then told by
+    without = [lag(0) for _ in range(9)]
+    after = [lag(60) for _ in range(9)]
+    assert median(after) < 5 * max(median(without), 0.002)
