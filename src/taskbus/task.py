@@ -371,7 +371,8 @@ class Task(Presence, Steps):
             NotStarted: Another thread stopped the task meanwhile.
             ConfigError: A standalone task keeps no events, so that ``since`` can only be ``"now"``.
         """
-        self._check_started()
+        if self._link is NOT_STARTED:
+            self._check_started()
         check_event(event)
         try:
             return self._waits.wait(event, check_timeout(timeout), since)

@@ -81,8 +81,8 @@ class Waiter:
         """Take ``event``; false when resolved before."""
         if not self._claim.acquire(blocking=False):
             return False
-        self.taken = event
         self.place = place
+        self.taken = event  # last, for who waits may look at it
         self._wake.release()
         if (alarm := self.alarm) is not None:
             alarm()
@@ -265,7 +265,10 @@ class Trail:
                 if self._kept and self.is_full:
                     self._refused, taken = True, index
                     break
-                self._take(events[index], page.place(index) if page is not None else None, share)
+                event, place = events[index], page.place(index) if page is not None else None
+                if self._waiters and not self._newcomers and self._waiters.popleft().resolve(event, place):
+                    continue  # as mostly
+                self._take(event, place, share)
             if self._kept and self.is_full:
                 self._refused = True  # nothing more is read for it
         return taken

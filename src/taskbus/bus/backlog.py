@@ -175,7 +175,11 @@ class Backlog:
         self.bytes_waiting -= size
         batch.frames = ()
         refused, self._refusal = self._refusal is not None, None
-        self._look_again()
+        if self._until:
+            self._until += count  # nothing was wrong before, so nothing is
+            self._growing = None
+        else:
+            self._look_again()
         if self._waiting:
             self._changed.notify_all()
         return refused

@@ -46,6 +46,7 @@ class Reader(Subscriptions):
 
     def __init__(self, config: RouterConfig, target: Target, keys: Keys, calls: Calls, node: Admission) -> None:
         self._stopping = threading.Event()
+        self._is_stopped = False  # the same for who reads, a call less
         blobs = Calls(target, timeout=config.op_timeout, deadline=config.op_timeout, stopping=self._stopping)
         super().__init__(config, keys, calls, blobs, node, target.where)
         self._silence = config.block + 1.2
@@ -73,6 +74,7 @@ class Reader(Subscriptions):
 
     def stop(self, deadline: float) -> None:
         """End the thread; it is waited for until ``deadline`` (monotonic)."""
+        self._is_stopped = True
         self._stopping.set()
         self._wire.abort()
         self._bell.ring()
@@ -120,7 +122,7 @@ class Reader(Subscriptions):
                 self._turn.call()  # what comes for this one is read when the one who reads now has left
             elif not waiter.is_resolved() and deadline > time.monotonic():
                 self._lead_if_free(waiter, deadline)
-            return waiter.wait(deadline)
+            return waiter.wait(deadline) if waiter.taken is None else waiter.taken
         finally:
             self._waiters.discard(waiter)
 
@@ -160,14 +162,14 @@ class Reader(Subscriptions):
     def _lead(self, waiter: Waiter, deadline: float) -> None:
         self._is_lent = True
         try:
-            while self._is_plain():
+            while (descriptor := self._wire.descriptor) >= 0 and not self._has_work():
                 if self._asked is None:
                     self._ask()
                 waiter.alarm = self._bell.ring
                 if waiter.is_resolved():
                     return
                 left = min(deadline, self._asked_at + self._silence) - time.monotonic()
-                is_news = left > 0 and self._bell.wait(self._wire.descriptor, left)
+                is_news = left > 0 and self._bell.wait(descriptor, left)
                 waiter.alarm = None
                 if is_news:
                     self._take(until=min(deadline, time.monotonic() + _PATIENCE_FOR_PAYLOADS))
@@ -185,21 +187,20 @@ class Reader(Subscriptions):
         finally:
             waiter.alarm, self._is_lent = None, False
 
-    def _is_plain(self) -> bool:
-        """Whether there is nothing to do but to read and to hand over, on a socket that can be polled."""
-        return not (
+    def _has_work(self) -> bool:
+        """Whether there is more to do than to read and to hand over."""
+        return bool(
             self._fault is not None
             or self._reply is not None
             or self._mail
             or self._any_wrong
             or self.goals.open
             or self.taker.gone_back
-            or self._stopping.is_set()
-            or self._wire.descriptor < 0
+            or self._is_stopped
         )
 
     def _give_back(self) -> None:
-        at_once = len(self._waiters) > 1 or self._node.has_listeners or not self._is_plain()
+        at_once = len(self._waiters) > 1 or self._node.has_listeners or self._has_work()
         # A plan that is kept is without laggards.
         at_once = at_once or (self._plan is None and self._has_laggards())
         self._turn.give_back(at_once=at_once)
@@ -296,7 +297,7 @@ class Reader(Subscriptions):
                 self._part_full()
             plan = self._plan or self._make_plan()
             self._plan = None if plan.has_laggards else plan
-            if self._stopping.is_set():
+            if self._is_stopped:
                 return  # whoever stops it may have found nothing yet to cut or to wake
             self._asked, self._rewinds_asked = plan.wanted, self._rewinds
             self._blocked = True

@@ -8,8 +8,12 @@ from typing import Final
 
 __all__ = ["GRACE", "Turn"]
 
-GRACE: Final = 0.02
-"""Seconds for which the owner leaves alone what was given back, because who has used it tends to come again."""
+GRACE: Final = 0.05
+"""Seconds for which the owner leaves alone what was given back, because who has used it tends to come again.
+
+Each look at whether it still does costs whoever runs then 20 us: with looks every 20 ms the slowest hundredth of a
+ping-pong took 5 % longer than without any.
+"""
 
 
 class Turn:
@@ -36,9 +40,11 @@ class Turn:
         self._is_called, self._is_lent = False, True
         self._used = seen = monotonic()
         self._held.release()
+        left = GRACE
         while True:
             if not self._is_called:
-                self._call.acquire(timeout=GRACE)
+                self._call.acquire(timeout=left)
+            left = GRACE
             if not self._held.acquire(blocking=False):
                 if self._used != seen and not self._is_called:
                     seen = self._used  # it is used again and again, and who gives it back need not wake anybody
@@ -49,7 +55,8 @@ class Turn:
                     self._dozes = False
                     continue
                 self._dozes = False
-            if self._is_called or monotonic() - self._used >= GRACE:
+            left -= monotonic() - self._used
+            if self._is_called or left <= 0:
                 self._is_lent = False
                 return
             self._held.release()

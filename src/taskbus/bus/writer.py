@@ -67,23 +67,24 @@ class Writer(Outbox):
         self._replicas = int(config.ack.partition(":")[2] or 0)
         self._batch = 0
         self._begun: Batch | None = None  # by an emit
-        self._has_begun = False  # since the thread last looked
         self._begun_at = 0.0
+        self._sent_at = -GRACE  # by an emit
         self._bulk = ""  # of which many left together
         self._bulk_at = 0.0  # when those were acknowledged
         self._turn = threading.RLock()  # held by an emit while it sends, and only that can give it back
-        self._epoch = b""
+        self._epoch = b""  # when Redis acknowledged something last
         self._history: deque[tuple[Any, ...]] = deque(maxlen=_HISTORY)  # number, and event, first, count of each frame
         self._thread = threading.Thread(target=self._run, name="taskbus-writer", daemon=True)
         self.on_fenced: Callable[[BusError], None] = self.fail
-        self.epoch: Callable[[], bytes] = lambda: b""
+        self.epoch = b""
+        """The run's, as this node last heard of it."""
         self.diagnose: Callable[[BusDenied, Wire], BusDenied] = lambda error, wire: error
         self.lost = self.reconnects = self.suppressed = 0
         self.sign_of_life = time.monotonic()
 
     def start(self) -> None:
         """Begin to write."""
-        self._epoch = self.epoch()
+        self._epoch = self.epoch
         self._bell.open()
         self._thread.start()
 
@@ -130,7 +131,7 @@ class Writer(Outbox):
                 batch, self._begun = self._begun, None
                 if batch is None and not self._gathers:
                     self._idle = True
-                    self._rests = self._has_begun
+                    self._rests = self._seconds_to_rest() > 0
             if batch is not None:
                 return self._take_over(batch)
             if self._gathers:
@@ -149,12 +150,14 @@ class Writer(Outbox):
 
         To read one of them at each look instead, so that the next emit found the thread awake, took 3 % of a ping-pong.
         """
-        while self._rests and self._has_begun and not self._frames and not self._stopping.is_set():
+        while self._rests and (left := self._seconds_to_rest()) > 0 and not self._frames and not self._stopping.is_set():
             begun = self._begun
             if begun is not None and not begun.is_sent:
                 break
-            self._has_begun = False
-            self._bell.wait(timeout=GRACE)
+            self._bell.wait(timeout=left)
+
+    def _seconds_to_rest(self) -> float:
+        return self._sent_at + GRACE - time.monotonic()
 
     def _may_gather(self) -> bool:
         """Whether all that is to leave comes in bulk, and its frame has room for more."""
@@ -183,7 +186,7 @@ class Writer(Outbox):
         if size > _SENT_AT_ONCE or is_burst or self._wire.descriptor < 0 or not self._turn.acquire(blocking=False):
             return super()._begin(size)
         batch = self._new_batch()
-        self._has_begun = True
+        self._sent_at = self._begun_at
         return partial(self._send_begun, batch)
 
     def pause(self) -> None:
@@ -223,7 +226,7 @@ class Writer(Outbox):
             if answer is not NOTHING:
                 batch.answer = answer
                 if type(answer) is list and answer == [b"OK", batch.number - 1] and not self._replicas:
-                    self._epoch = self.epoch()
+                    self._epoch = self.epoch
                     self._done(batch)
                     self._begun = None
                     return True
@@ -358,7 +361,7 @@ class Writer(Outbox):
 
     def _look_for_loss(self, before: int) -> None:
         """Compare the number of the batch that Redis had before with that of the last one that it acknowledged."""
-        epoch = self.epoch()
+        epoch = self.epoch
         if self._batch > 1 and before < self._batch - 1:
             if before < 0 and epoch == self._epoch:
                 log.warning("Redis at %s has lost its record of this node's batches, and no event", self._where)
