@@ -64,8 +64,9 @@ class Batch:
         return parts
 
 
-_ONE_FRAME = b"%b" + 6 * b"$%d\r\n%b\r\n"
-_BEGINS_KNOWN = 1000
+_ONE = b"$1\r\n1\r\n"
+_LONE = b"%b$%d\r\n%b\r\n%b$%d\r\n%b\r\n$%d\r\n%b\r\n$0\r\n\r\n"
+_EVENTS_KNOWN = 1000
 
 
 def _bulk(argument: bytes) -> bytes:
@@ -82,7 +83,8 @@ class Packer:
         self._blobs = 0
         self._event_at = len(keys.events(""))
         self._life = int(config.retention_seconds * 1000)
-        self._begins: dict[tuple[bytes, bytes], bytes] = {}
+        self._known: dict[str, tuple[bytes, bytes]] = {}
+        self._is_signed, self._alone = config.secret is not None, config.blob_threshold
         self._keys_of_all = _bulk(keys.producer(producer)) + _bulk(keys.streams)
         numbers = (config.retention_events, config.retention_bytes, self._life, config.run_ttl * 1000)
         self._limits = _bulk(" ".join([*(str(int(number)) for number in numbers), keys.prefix]).encode())
@@ -123,32 +125,29 @@ class Packer:
 
     def command(self, how: bytes, script: bytes, batch: Batch) -> bytes:
         """The call of the append script for a packed batch."""
-        streams = batch.streams
-        if len(streams) != 1:
-            return self._begin(how, script, streams) + b"".join(map(_bulk, (b"%d" % batch.number, *batch.values)))
-        # As nearly every call: with what is the same in all for this stream packed once, a fifth of an emit less.
-        begin = self._begins.get((how, streams[0]))
-        if begin is None:
-            if len(self._begins) >= _BEGINS_KNOWN:
-                self._begins.clear()
-            begin = self._begins[how, streams[0]] = self._begin(how, script, streams)
-        number = b"%d" % batch.number
-        event, count, size, data, blob = batch.values
-        return _ONE_FRAME % (
-            begin,
-            len(number),
-            number,
-            len(event),
-            event,
-            len(count),
-            count,
-            len(size),
-            size,
-            len(data),
-            data,
-            len(blob),
-            blob,
-        )
+        values = (b"%d" % batch.number, *batch.values)
+        return self._begin(how, script, batch.streams) + b"".join(map(_bulk, values))
+
+    def lone(self, script: bytes, batch: Batch) -> bytes:
+        """The same, at once, where a single small event is all there is: with what does not change packed once.
+
+        Otherwise nothing. It takes 2.9 us, and :meth:`pack` and the rest, which make the very same, 7.
+        """
+        item = batch.frames[0]
+        is_plain = not (item.transient or item.only_to or item.elsewhere or item.buffers or self._is_signed)
+        if not is_plain or item.count > 1 or item.size > self._alone or len(batch.frames) > 1:
+            return b""
+        known = self._known.get(item.event)
+        if known is None:
+            if len(self._known) >= _EVENTS_KNOWN:
+                self._known.clear()
+            event, key = item.event.encode(), self._keys.events(item.event)
+            known = self._begin(b"EVALSHA", script, (key,)), _bulk(event) + _ONE
+            self._known[item.event] = known
+        begin, middle = known
+        data = frame.pack(self._producer, item.first, 1, item.text)
+        number, size = b"%d" % batch.number, b"%d" % item.size
+        return _LONE % (begin, len(number), number, middle, len(size), size, len(data), data)
 
     def _begin(self, how: bytes, script: bytes, streams: Sequence[bytes]) -> bytes:
         count = b"*%d\r\n" % (7 + 6 * len(streams))

@@ -150,9 +150,10 @@ class Writer(Outbox):
 
         To read one of them at each look instead, so that the next emit found the thread awake, took 3 % of a ping-pong.
         """
-        while self._rests and (left := self._seconds_to_rest()) > 0 and not self._frames and not self._stopping.is_set():
+        while self._rests and not self._frames and not self._stopping.is_set():
+            left = self._seconds_to_rest()
             begun = self._begun
-            if begun is not None and not begun.is_sent:
+            if left <= 0 or (begun is not None and not begun.is_sent):
                 break
             self._bell.wait(timeout=left)
 
@@ -198,9 +199,11 @@ class Writer(Outbox):
     def _send_begun(self, batch: Batch) -> None:
         """On the thread of an emit. The writer's thread begins anew where that fails."""
         try:
-            self._packer.pack(batch)
-            command = self._packer.command(b"EVALSHA", self._script.sha, batch)
-            batch.is_sent = self._wire.send_now(b"".join(batch.parts(command)))
+            command = self._packer.lone(self._script.sha, batch)
+            if not command:
+                self._packer.pack(batch)
+                command = b"".join(batch.parts(self._command(b"EVALSHA", batch)))
+            batch.is_sent = self._wire.send_now(command)
         finally:
             self._turn.release()
             if not batch.is_sent:
@@ -288,9 +291,9 @@ class Writer(Outbox):
 
     def _exchange(self, batch: Batch) -> bool:
         """One attempt; false when it has to be made again, for Redis had forgotten this node."""
+        self._packer.pack(batch)
         if not batch.is_sent:
             self._open_wire()
-            self._packer.pack(batch)
             self._wire.send(batch.parts(self._command(b"EVALSHA", batch)))
         batch.is_sent = False  # the next attempt has to send again
         # All are read before one is checked: a reply that is left would be taken for the next command's.
