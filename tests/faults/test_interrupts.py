@@ -249,18 +249,19 @@ def test_an_emit_that_is_held_up_while_it_sends_shares_the_connection_with_nobod
     main, held_up = threading.get_ident(), threading.Event()
     with Router(redis_server.url, run_id=run_id, op_timeout=0.5) as router:
         writer = router.life.writer
-        pack = writer._packer.pack
+        pack = writer._packer.lone
 
-        def pack_slowly(batch: Any) -> None:
-            pack(batch)
+        def pack_slowly(*event: Any) -> bytes:
+            command = pack(*event)
             if threading.get_ident() == main and not held_up.is_set():
                 held_up.set()
                 time.sleep(1)
+            return command
 
         for number in range(5):  # one by one, so that the thread rests and looks after the next one soon
             router.emit("x", number)
             time.sleep(0.005)
-        monkeypatch.setattr(writer._packer, "pack", pack_slowly)
+        monkeypatch.setattr(writer._packer, "lone", pack_slowly)
         while not held_up.is_set():
             router.emit("x")
             time.sleep(0.005)

@@ -262,15 +262,17 @@ class Reader(Subscriptions):
         log.warning("reading from Redis at %s again", self._where)
 
     def _read_once(self) -> None:
-        mail, self._mail = self._mail, []
-        self._take_inbox(mail)
+        if self._mail:
+            mail, self._mail = self._mail, []
+            self._take_inbox(mail)
         if self.taker.gone_back:
             self._explain_going_back()
         if self._any_wrong:
             self._look_for_wrong(self._wire)
         if self._asked is None:
-            self.goals.look(self._wire, list(self._streams.values()))
-            self.goals.check()
+            if self.goals.open:
+                self.goals.look(self._wire, list(self._streams.values()))
+                self.goals.check()
             self._ask()
         if self._reply is None and self._wire.descriptor >= 0:
             left = self._asked_at + self._silence - time.monotonic()

@@ -220,7 +220,7 @@ class Wire:
         try:
             if self._reader is None:
                 return self._read_slowly()
-            reply = self._parse()
+            reply = self._parse() if self._reader.has_data() else NOTHING
             while reply is NOTHING:
                 count = self._receive(self._buffer)
                 if self._buffer[0] == _BULK and not self._is_inside:
@@ -256,9 +256,8 @@ class Wire:
     def _parse(self, count: int = 0) -> Any:
         if count:
             self._reader.feed(self._buffer, 0, count)
-        has_data = count > 0 or self._reader.has_data()
         reply = self._reader.gets(False)
-        self._is_inside = reply is NOTHING and (has_data or self._is_inside)
+        self._is_inside = reply is NOTHING
         return reply
 
     @property
