@@ -234,7 +234,10 @@ def test_p1_34_the_tail_of_the_log_is_cut_off(
     nobody_is_deaf([a, b])
 
 
-def test_p1_15_scripts_forgotten(redis_server: RedisServer, nodes: MakeNode, run_id: str) -> None:
+@pytest.mark.parametrize(("events", "each"), [(2000, 10), (200, 1)], ids=["batches", "one by one"])
+def test_p1_15_scripts_forgotten(
+    redis_server: RedisServer, nodes: MakeNode, run_id: str, events: int, each: int
+) -> None:
     """``SCRIPT FLUSH`` all the time: nobody notices."""
     a, b = nodes("a", "numbers"), nodes("b", "numbers")
     over = threading.Event()
@@ -245,7 +248,7 @@ def test_p1_15_scripts_forgotten(redis_server: RedisServer, nodes: MakeNode, run
                 client.script_flush()
 
     forgetting = in_background(forget)
-    a.pour(2000, each=10)
+    a.pour(events, each=each)
     over.set()
     forgetting.join()
     assert not a.errors
