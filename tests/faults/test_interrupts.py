@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -267,6 +268,31 @@ def test_an_emit_that_is_held_up_while_it_sends_shares_the_connection_with_nobod
             time.sleep(0.005)
         router.sync(5)
         assert (router.stats().reconnects, router.stats().suppressed) == (0, 0)
+
+
+def test_an_emit_that_is_interrupted_refuses_nobody_elses(
+    redis_server: RedisServer, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the signal and what puts the interrupted one in order, another thread may come."""
+    with Router(redis_server.url, run_id=run_id) as router, ThreadPoolExecutor(1) as pool:
+        router.on("x", lambda number: None)
+        writer = router.life.writer
+        mend = writer._mend
+
+        def interrupt(event: str) -> Any:
+            monkeypatch.undo()
+            monkeypatch.setattr(writer, "_mend", mend_late)
+            raise Interrupt
+
+        def mend_late() -> None:
+            pool.submit(router.emit, "x", 2).result(10)
+            mend()
+
+        monkeypatch.setattr(writer, "look", interrupt)
+        with pytest.raises(Interrupt):
+            router.emit("x", 1)
+        router.sync(5)
+        assert router.stats().acknowledged == router.stats().emitted
 
 
 PACKS = """

@@ -160,38 +160,41 @@ class Outbox(Backlog):
                 if self.emitted >= self._until or self.bytes_waiting + size > self._max_bytes:
                     self._make_room(size, timeout)
                 self._is_inside = entered = True
-                self._growing = None
-                number = self.sequence.get(key, 0) + 1
-                item = self._open.get(key)
-                is_new = item is None or item.only_to != globs or item.elsewhere != only_remote or size > self._alone
-                if item is None or is_new:
-                    item = OpenFrame(event, key, number, globs, transient, only_remote)
-                # As in `emit`, written out there; and here, too, nothing is called from now on to the append.
-                self.sequence[key] = number
-                whole = item.text
-                whole += text
-                item.count = count = item.count + 1
-                whole += b"," if count % _PIECE else b"\n,"
-                item.size = whole_size = item.size + size
-                if copies:
-                    item.buffers += copies
-                self.emitted += 1
-                self.bytes_waiting += size
-                if is_new:
-                    self._open[key] = item
-                    self._frames.append(item)
-                if whole_size >= self._full or count >= self._most_in_frame or size > self._alone:
-                    del self._open[key]
-                if self._gathers and (is_new or key not in self._open):
-                    self._bell.ring()
-                if self._idle or (self._rests and self._hear()):
-                    self._idle = False
-                    send = self._begin(size)
-                elif key in self._open and not (self._rests or transient or only_remote or globs):
-                    self._let_grow(item)
-                if here and event in self.listened:  # at the moment at which the event has its number
-                    sinks = self.look_for_all(event) if transient else self.look(event)
-                self._is_inside = False
+                try:
+                    self._growing = None
+                    number = self.sequence.get(key, 0) + 1
+                    item = self._open.get(key)
+                    is_new = item is None or item.only_to != globs or item.elsewhere != only_remote
+                    if item is None or is_new or size > self._alone:
+                        is_new = True
+                        item = OpenFrame(event, key, number, globs, transient, only_remote)
+                    # As in `emit`, written out there; and here, too, nothing is called from now on to the append.
+                    self.sequence[key] = number
+                    whole = item.text
+                    whole += text
+                    item.count = count = item.count + 1
+                    whole += b"," if count % _PIECE else b"\n,"
+                    item.size = whole_size = item.size + size
+                    if copies:
+                        item.buffers += copies
+                    self.emitted += 1
+                    self.bytes_waiting += size
+                    if is_new:
+                        self._open[key] = item
+                        self._frames.append(item)
+                    if whole_size >= self._full or count >= self._most_in_frame or size > self._alone:
+                        del self._open[key]
+                    if self._gathers and (is_new or key not in self._open):
+                        self._bell.ring()
+                    if self._idle or (self._rests and self._hear()):
+                        self._idle = False
+                        send = self._begin(size)
+                    elif key in self._open and not (self._rests or transient or only_remote or globs):
+                        self._let_grow(item)
+                    if here and event in self.listened:  # at the moment at which the event has its number
+                        sinks = self.look_for_all(event) if transient else self.look(event)
+                finally:
+                    self._is_inside = False  # before another thread has the lock
             if send is not None:
                 send()
         except BaseException as error:
