@@ -1,29 +1,44 @@
-"""The condition that callers wait on, whose threads signals may interrupt."""
+"""The lock and condition that callers wait on, whose threads signals may interrupt."""
 
 from __future__ import annotations
 
 import threading
-from types import TracebackType
+from _thread import RLock
+from collections.abc import Callable
+from typing import Any
 
 __all__ = ["Condition"]
 
 
-class Condition(threading.Condition):
-    """``threading.Condition``, always with a reentrant lock, that keeps the exception of a signal handler.
+class Condition(RLock):  # type: ignore[misc]
+    """A reentrant lock with the ``wait`` and ``notify_all`` of ``threading.Condition``.
 
-    Where that comes in ``wait``, before the lock is held again, it leaves the ``with`` block without the lock. A plain
-    lock would be released all the same, under the feet of whoever holds it by then; a reentrant one complains, and the
-    complaint must not take the place of the exception.
+    That class enters and leaves a ``with`` block by functions of Python, in which the exception of a signal handler may
+    come and leave the lock held for ever; this one by those of the lock. And where such an exception comes in ``wait``,
+    before the lock is held again, it is taken first.
     """
 
-    def __init__(self, lock: threading.RLock | None = None) -> None:
-        super().__init__(lock or threading.RLock())
+    _is_owned: Callable[[], bool]  # of the lock, which does not tell types of it
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __init__(self) -> None:
+        self._condition = threading.Condition(self)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Give the lock away until notified, or for ``timeout`` seconds: then false."""
+        return self._hold_after(self._condition.wait, timeout)
+
+    def wait_for(self, predicate: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Wait until ``predicate()``; false if it is not so after ``timeout`` seconds."""
+        return self._hold_after(self._condition.wait_for, predicate, timeout)
+
+    def _hold_after(self, wait: Callable[..., bool], *args: Any) -> bool:
         try:
-            super().__exit__(kind, error, trace)
-        except RuntimeError:
-            if error is None:
-                raise
+            return wait(*args)
+        except BaseException:
+            if not self._is_owned():
+                self.acquire()
+            raise
+
+    def notify_all(self) -> None:
+        """Wake all who wait."""
+        self._condition.notify_all()

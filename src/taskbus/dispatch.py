@@ -63,8 +63,7 @@ class EventLoop:
         """Who takes which event; to look at without a lock, for its tuples are replaced, never changed."""
         self.listeners_attached = 0
         """How many sinks call a function, or want their events at once for another reason than a wait."""
-        self._lock = threading.RLock()
-        self._quiet = Condition(self._lock)
+        self._lock = self._quiet = Condition()
         self._busy: set[Listener] = set()
         self._looks: dict[Listener, tuple[object, float]] = {}
         self._idle: list[_DeliveryThread] = []

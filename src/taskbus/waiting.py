@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
+from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,45 +22,55 @@ LEAST_TRY: Final = 0.25
 """Seconds that a look at Redis may take however short the wait: what is there already should be seen."""
 
 
+_Result = tuple["Event | None", "Place | None", BaseException | None]
+_TIMEOUT: Final[_Result] = None, None, None
+
+
 class Waiter:
     """Resolves at its first event, once, whoever comes first: an event, :meth:`cancel` or the timeout."""
 
     by_pieces = False
     __slots__ = (
-        "_claim",
-        "_reason",
+        "_result",
         "_wake",
         "alarm",
         "end",
         "event",
         "has_looked",
         "is_resolved",
-        "place",
         "ready",
-        "taken",
-        "timed_out",
     )
 
     def __init__(self, event: str) -> None:
         self.event = event
         self.ready = True
-        self.timed_out = False
-        self.place: Place | None = None
-        """Where the event stands in its stream; unknown for one that was emitted here."""
         self.has_looked = False
         """Whether what was kept for it was looked at; before that nothing should :meth:`cancel` it."""
         self.end: Callable[[], BaseException | None] | None = None
         """What has ended it before it had looked."""
         self.alarm: Callable[[], None] | None = None
         """Called by the one who resolves, while the thread that waits does not look at this waiter but at a socket."""
-        self._claim = threading.Lock()  # taken for ever by the one who resolves
-        self.is_resolved = self._claim.locked
+        # Set once, and by a single call in C: who is interrupted there has either done nothing or told the result.
+        self._result: dict[str, _Result] = {}
+        self.is_resolved = self._result.__len__
         """Whether an event, a cancel or the timeout has come."""
         self._wake = threading.Lock()
         self._wake.acquire()
-        self.taken: Event | None = None
+
+    @property
+    def taken(self) -> Event | None:
         """The event that it was resolved with."""
-        self._reason: BaseException | None = None
+        return self._result["is"][0] if self._result else None
+
+    @property
+    def place(self) -> Place | None:
+        """Where the event stands in its stream; unknown for one that was emitted here."""
+        return self._result["is"][1] if self._result else None
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether the timeout came first."""
+        return bool(self._result) and self._result["is"] is _TIMEOUT
 
     def wait(self, deadline: float = math.inf) -> Event | None:
         """Block until resolved; ``None`` when cancelled without a reason, or at ``deadline`` (monotonic clock).
@@ -67,42 +78,42 @@ class Waiter:
         Raises:
             BaseException: The reason given to :meth:`cancel`.
         """
-        if deadline == math.inf:
-            self._wake.acquire()
-        elif not self._wake.acquire(timeout=_seconds_until(deadline)):
-            self.timed_out = self._claim.acquire(blocking=False)
-            if not self.timed_out:
-                self._wake.acquire()  # somebody resolves it at the very deadline
-        if self._reason is not None:
-            raise self._reason
-        return self.taken
+        if not self._result:
+            if deadline == math.inf:
+                self._wake.acquire()
+            elif not self._wake.acquire(timeout=_seconds_until(deadline)):
+                self._result.setdefault("is", _TIMEOUT)
+        event, _, reason = self._result["is"]
+        if reason is not None:
+            raise reason
+        return event
 
     def resolve(self, event: Event, place: Place | None = None) -> bool:
         """Take ``event``; false when resolved before."""
-        if not self._claim.acquire(blocking=False):
-            return False
-        self.place = place
-        self.taken = event  # last, for who waits may look at it
-        self._wake.release()
-        if (alarm := self.alarm) is not None:
-            alarm()
-        return True
+        return self._resolve((event, place, None))
 
     def cancel(self, reason: BaseException | None = None) -> None:
         """End the wait, with ``reason`` as its error if given; no effect once resolved."""
-        if self._claim.acquire(blocking=False):
-            self._reason = reason
+        self._resolve((None, None, reason))
+
+    def _resolve(self, result: _Result) -> bool:
+        try:
+            if self._result.setdefault("is", result) is not result:
+                return False
             self._wake.release()
             if (alarm := self.alarm) is not None:  # which may be taken off meanwhile
                 alarm()
+        except BaseException:  # a signal handler's, on a thread that is not the one that waits
+            if self._result.get("is") is result:
+                with suppress(RuntimeError):  # woken already
+                    self._wake.release()
+                if (alarm := self.alarm) is not None:
+                    alarm()
+            raise
+        return True
 
     def put(self, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float) -> None:
-        # `resolve`, written out: a call less between the emitter and the one who waits for it.
-        if self._claim.acquire(blocking=False):
-            self.taken = args, kwargs
-            self._wake.release()
-            if (alarm := self.alarm) is not None:  # which may be taken off meanwhile
-                alarm()
+        self._resolve(((args, kwargs), None, None))
 
     def offer(self, events: Sequence[Event], start: int, nbytes: int) -> int:
         self.resolve(events[start], events.place(start) if isinstance(events, Page) else None)

@@ -295,6 +295,22 @@ def test_an_emit_that_is_interrupted_refuses_nobody_elses(
         assert router.stats().acknowledged == router.stats().emitted
 
 
+def test_a_sync_that_is_interrupted_leaves_the_outbox_to_the_others(redis_server: RedisServer, run_id: str) -> None:
+    with Router(redis_server.url, run_id=run_id) as router, ThreadPoolExecutor(1) as pool:
+        with trapping(signal.SIGALRM) as trap:
+            signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0007)
+            try:
+                for _ in range(scaled(1000, 10_000)):
+                    with suppress(Interrupt):
+                        trap.armed = True
+                        while True:
+                            router.sync(5)
+            finally:
+                trap.armed = False
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        pool.submit(router.emit, "x").result(10)
+
+
 PACKS = """
 import signal, time
 from taskbus.bus.wire import pack

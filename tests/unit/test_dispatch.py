@@ -354,7 +354,7 @@ def test_an_emit_that_waits_for_room_ends_when_the_listener_is_removed(loop: Eve
     loop.deliver("x", (), {}, 0)
     emitter = threading.Thread(target=loop.deliver, args=("x", (), {}, 30))
     emitter.start()
-    until(lambda: listener._room._waiters)  # type: ignore[attr-defined]
+    until(lambda: listener._room._condition._waiters)  # type: ignore[attr-defined]
     loop.remove(listener)
     listener.close()
     emitter.join(5)

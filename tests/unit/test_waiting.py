@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -33,6 +35,45 @@ def test_a_waiter_takes_the_first_of_a_frame_from_where_it_begins() -> None:
     waiter = Waiter("x")
     assert waiter.offer([FIRST, SECOND], 1, 10) == 2
     assert waiter.wait(soon()) == SECOND
+
+
+@pytest.mark.parametrize("seconds", [5.0, math.inf])
+@pytest.mark.parametrize("at", ["_result", "_wake"])
+def test_a_waiter_has_what_an_interrupted_thread_brought(at: str, seconds: float) -> None:
+    """A signal handler raises on the thread that resolves it, right after a step of that was made."""
+
+    class Interrupt(Exception):
+        pass
+
+    class Step:
+        def __init__(self, real: Any) -> None:
+            self.real = real
+
+        def __getattr__(self, name: str) -> Any:
+            def call(*args: Any) -> Any:
+                getattr(self.real, name)(*args)
+                raise Interrupt
+
+            return call if name in ("setdefault", "release") and armed else getattr(self.real, name)
+
+        def __getitem__(self, key: str) -> Any:
+            return self.real[key]
+
+        def __len__(self) -> int:
+            return len(self.real)
+
+    armed: list[bool] = []
+    waiter = Waiter("x")
+    real = getattr(waiter, at)
+    setattr(waiter, at, Step(real))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(waiter.wait, time.monotonic() + seconds)
+        armed.append(True)
+        with pytest.raises(Interrupt):
+            waiter.resolve(FIRST)
+        assert waiting.result(10) == FIRST
+    assert waiter.taken == FIRST
+    assert not waiter.timed_out
 
 
 @pytest.mark.parametrize("seconds", [0, 0.01, 0.1])

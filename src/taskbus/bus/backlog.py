@@ -26,10 +26,9 @@ class Backlog:
     def __init__(self, config: RouterConfig, where: str) -> None:
         self._config = config
         self._where = where
-        self.numbering = threading.RLock()
+        self.numbering = self._lock = Condition()
         """Held while an event gets its number."""
-        self._lock = self.numbering
-        self._changed = Condition(self._lock)  # acknowledged, refused, failed, stopped
+        self._changed = self._lock  # acknowledged, refused, failed, stopped
         self._waiting = 0
         self._bell = Bell()
         self._closed = False

@@ -64,7 +64,7 @@ class Finish:
 
     def retry(self, timeout: float = 1.0) -> None:
         """Write a pending finish, if Redis can be reached, and this node still has its place."""
-        if self._unwritten is not None:
+        if self.is_pending:
             with suppress(Fenced):  # which was told where it was found out
                 self._try(timeout)
 
@@ -122,7 +122,7 @@ class Finish:
 
     def look(self) -> None:
         """Hear of a finish whose wake-up waits behind something that is slow to be read, or is lost."""
-        if self.due < math.inf and time.monotonic() >= self.due:
+        if time.monotonic() >= self.due:
             self.due = math.inf
             with suppress(BusError):  # the heartbeat has said so
                 if self._registry.finish is None and self._registry.look_for_finish():

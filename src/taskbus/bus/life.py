@@ -9,7 +9,6 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -135,7 +134,7 @@ class Life:
         intake.reject = reader.taker.reject
         self.loop.on_room = lambda event: reader.wake()
         heart.is_healthy = self.is_healthy
-        heart.counts = partial(counts, self)
+        heart.counts = lambda: counts(self)
         heart.on_fenced = self.writer.on_fenced = self._fenced
         heart.on_denied = reader.on_denied = self.writer.deny
         heart.on_silence, heart.probe = self.channels.suspect, self.channels.probe
@@ -143,7 +142,7 @@ class Life:
         heart.on_finish = finish.hear
         heart.watches = lambda: _LEFT in self.loop.table or _FAILED in self.loop.table
         finish.defer, finish.on_forgotten = reader.call_when_read, self.recover
-        heart.due = lambda: min(finish.due, reader.goals.due) if reader.goals.open else finish.due
+        heart.due = lambda: min(finish.due, reader.goals.due)
         reader.goals.on_added, finish.on_expected = heart.nudge, self._expect_finish
         heart.is_wrong, self.channels.on_finish = self.channels.take_wrong, finish.expect
         heart.each_beat += [self.channels.watch, finish.retry, finish.look, self.barriers.settle, reader.goals.check]
@@ -296,9 +295,8 @@ class Life:
     def is_healthy(self) -> bool:
         """Whether the reader and the heartbeat both gave a sign of life within their bounds."""
         now = time.monotonic()
-        bound = now - self.config.block - 1.9
         return (
-            (self.reader.sign_of_life > bound or self.reader.heard > bound)
+            now - self.reader.heard < self.config.block + 1.9
             and now - self.heart.sign_of_life < self.config.lease
             and self.writer.fatal is None
         )

@@ -122,7 +122,7 @@ class Reader(Subscriptions):
                 self._turn.call()  # what comes for this one is read when the one who reads now has left
             elif not waiter.is_resolved() and deadline > time.monotonic():
                 self._lead_if_free(waiter, deadline)
-            return waiter.wait(deadline) if waiter.taken is None else waiter.taken
+            return waiter.wait(deadline)
         finally:
             self._waiters.discard(waiter)
 
@@ -262,17 +262,15 @@ class Reader(Subscriptions):
         log.warning("reading from Redis at %s again", self._where)
 
     def _read_once(self) -> None:
-        if self._mail:
-            mail, self._mail = self._mail, []
-            self._take_inbox(mail)
+        mail, self._mail = self._mail, []
+        self._take_inbox(mail)
         if self.taker.gone_back:
             self._explain_going_back()
         if self._any_wrong:
             self._look_for_wrong(self._wire)
         if self._asked is None:
-            if self.goals.open:
-                self.goals.look(self._wire, list(self._streams.values()))
-                self.goals.check()
+            self.goals.look(self._wire, list(self._streams.values()))
+            self.goals.check()
             self._ask()
         if self._reply is None and self._wire.descriptor >= 0:
             left = self._asked_at + self._silence - time.monotonic()

@@ -142,7 +142,8 @@ class Registry:
 
     def take_labels_off(self) -> None:
         """Have the registry show the labels of now, without ``stale_labels``; those stay stale while Redis is away."""
-        if not self.stale_labels or not (stale := self.stale_labels - self.labels):
+        stale = self.stale_labels - self.labels
+        if not stale:
             return
         keys = (self._keys.node(self.node_id), self._keys.labels)
         kept = ",".join(sorted(self.labels))
