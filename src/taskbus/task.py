@@ -371,8 +371,7 @@ class Task(Presence, Steps):
             NotStarted: Another thread stopped the task meanwhile.
             ConfigError: A standalone task keeps no events, so that ``since`` can only be ``"now"``.
         """
-        if self._link is NOT_STARTED:
-            self._check_started()
+        self._check_started()
         check_event(event)
         try:
             return self._waits.wait(event, check_timeout(timeout), since)

@@ -38,7 +38,7 @@ def test_a_waiter_takes_the_first_of_a_frame_from_where_it_begins() -> None:
 
 
 @pytest.mark.parametrize("seconds", [5.0, math.inf])
-@pytest.mark.parametrize("at", ["_result", "_wake"])
+@pytest.mark.parametrize("at", ["setdefault", "release"])
 def test_a_waiter_has_what_an_interrupted_thread_brought(at: str, seconds: float) -> None:
     """A signal handler raises on the thread that resolves it, right after a step of that was made."""
 
@@ -50,11 +50,14 @@ def test_a_waiter_has_what_an_interrupted_thread_brought(at: str, seconds: float
             self.real = real
 
         def __getattr__(self, name: str) -> Any:
+            if name == "acquire":
+                waits.set()
+
             def call(*args: Any) -> Any:
                 getattr(self.real, name)(*args)
                 raise Interrupt
 
-            return call if name in ("setdefault", "release") and armed else getattr(self.real, name)
+            return call if name in armed else getattr(self.real, name)
 
         def __getitem__(self, key: str) -> Any:
             return self.real[key]
@@ -62,13 +65,14 @@ def test_a_waiter_has_what_an_interrupted_thread_brought(at: str, seconds: float
         def __len__(self) -> int:
             return len(self.real)
 
-    armed: list[bool] = []
-    waiter = Waiter("x")
-    real = getattr(waiter, at)
-    setattr(waiter, at, Step(real))
+    armed: list[str] = []
+    waits = threading.Event()
+    waiter: Any = Waiter("x")
+    waiter._result, waiter._wake = Step(waiter._result), Step(waiter._wake)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(waiter.wait, time.monotonic() + seconds)
-        armed.append(True)
+        assert waits.wait(10)
+        armed.append(at)
         with pytest.raises(Interrupt):
             waiter.resolve(FIRST)
         assert waiting.result(10) == FIRST

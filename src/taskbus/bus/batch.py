@@ -84,7 +84,6 @@ class Packer:
         self._event_at = len(keys.events(""))
         self._life = int(config.retention_seconds * 1000)
         self._known: dict[str, tuple[bytes, bytes]] = {}
-        self._is_signed, self._alone = config.secret is not None, config.blob_threshold
         self._keys_of_all = _bulk(keys.producer(producer)) + _bulk(keys.streams)
         numbers = (config.retention_events, config.retention_bytes, self._life, config.run_ttl * 1000)
         self._limits = _bulk(" ".join([*(str(int(number)) for number in numbers), keys.prefix]).encode())
@@ -134,8 +133,10 @@ class Packer:
         Otherwise nothing. It takes 2.9 us, and :meth:`pack` and the rest, which make the very same, 7.
         """
         item = batch.frames[0]
-        is_plain = not (item.transient or item.only_to or item.elsewhere or item.buffers or self._is_signed)
-        if not is_plain or item.count > 1 or item.size > self._alone or len(batch.frames) > 1:
+        is_special = item.transient or item.only_to or item.elsewhere or item.buffers or item.count > 1
+        if is_special or len(batch.frames) > 1 or self._config.secret is not None:
+            return b""
+        if item.size > self._config.blob_threshold:
             return b""
         known = self._known.get(item.event)
         if known is None:

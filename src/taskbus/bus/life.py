@@ -120,7 +120,6 @@ class Life:
             try:
                 check_version(self.calls, self.target.where)
                 self.registry.claim()
-                self.writer.epoch = self.registry.epoch
                 return
             except BusUnavailable:
                 if time.monotonic() >= deadline or timeout <= self.config.op_timeout:
@@ -132,6 +131,7 @@ class Life:
         intake.on_inbox = self._take_inbox
         intake.on_state_loss = self._state_lost
         intake.reject = reader.taker.reject
+        self.writer.epoch = lambda: self.registry.epoch
         self.loop.on_room = lambda event: reader.wake()
         heart.is_healthy = self.is_healthy
         heart.counts = lambda: counts(self)
@@ -241,7 +241,6 @@ class Life:
                 raise BusUnavailable("the router was stopped")
             try:
                 forgotten = self.registry.claim()
-                self.writer.epoch = self.registry.epoch
             except Fenced as error:
                 self._fenced(error)
                 raise

@@ -163,11 +163,10 @@ class Outbox(Backlog):
                 try:
                     self._growing = None
                     number = self.sequence.get(key, 0) + 1
-                    item = self._open.get(key)
-                    is_new = item is None or item.only_to != globs or item.elsewhere != only_remote
-                    if item is None or is_new or size > self._alone:
-                        is_new = True
+                    item = before = self._open.get(key)
+                    if item is None or item.only_to != globs or item.elsewhere != only_remote or size > self._alone:
                         item = OpenFrame(event, key, number, globs, transient, only_remote)
+                    is_new = item is not before
                     # As in `emit`, written out there; and here, too, nothing is called from now on to the append.
                     self.sequence[key] = number
                     whole = item.text
@@ -201,8 +200,6 @@ class Outbox(Backlog):
             if isinstance(error, TaskbusError) and not entered:
                 raise
             self._mend()  # after a signal handler's, which may come anywhere
-            if "un-acquired lock" in str(error) and error.__context__ is not None:
-                raise error.__context__ from None  # it came in a wait for room, and the lock is not held: see Condition
             raise
         return sinks
 

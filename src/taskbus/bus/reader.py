@@ -74,8 +74,8 @@ class Reader(Subscriptions):
 
     def stop(self, deadline: float) -> None:
         """End the thread; it is waited for until ``deadline`` (monotonic)."""
-        self._is_stopped = True
         self._stopping.set()
+        self._is_stopped = True
         self._wire.abort()
         self._bell.ring()
         self._turn.call()

@@ -76,15 +76,14 @@ class Writer(Outbox):
         self._history: deque[tuple[Any, ...]] = deque(maxlen=_HISTORY)  # number, and event, first, count of each frame
         self._thread = threading.Thread(target=self._run, name="taskbus-writer", daemon=True)
         self.on_fenced: Callable[[BusError], None] = self.fail
-        self.epoch = b""
-        """The run's, as this node last heard of it."""
+        self.epoch: Callable[[], bytes] = lambda: b""
         self.diagnose: Callable[[BusDenied, Wire], BusDenied] = lambda error, wire: error
         self.lost = self.reconnects = self.suppressed = 0
         self.sign_of_life = time.monotonic()
 
     def start(self) -> None:
         """Begin to write."""
-        self._epoch = self.epoch
+        self._epoch = self.epoch()
         self._bell.open()
         self._thread.start()
 
@@ -229,7 +228,7 @@ class Writer(Outbox):
             if answer is not NOTHING:
                 batch.answer = answer
                 if type(answer) is list and answer == [b"OK", batch.number - 1] and not self._replicas:
-                    self._epoch = self.epoch
+                    self._epoch = self.epoch()
                     self._done(batch)
                     self._begun = None
                     return True
@@ -364,7 +363,7 @@ class Writer(Outbox):
 
     def _look_for_loss(self, before: int) -> None:
         """Compare the number of the batch that Redis had before with that of the last one that it acknowledged."""
-        epoch = self.epoch
+        epoch = self.epoch()
         if self._batch > 1 and before < self._batch - 1:
             if before < 0 and epoch == self._epoch:
                 log.warning("Redis at %s has lost its record of this node's batches, and no event", self._where)
