@@ -342,7 +342,12 @@ class _DeliveryThread(threading.Thread):
     def wake(self) -> None:
         self._wake.release()
         if self.ident is None:
-            self.start()
+            try:
+                self.start()
+            except RuntimeError as error:
+                if "unlocked" in str(error) and error.__context__ is not None:
+                    raise error.__context__ from None  # a signal handler's, in the wait of `start`, whose lock complains
+                raise
 
     def end(self) -> None:
         self.ends = True

@@ -381,3 +381,31 @@ def test_a_listener_goes_on_whatever_emit_was_interrupted() -> None:
         task.emit("x", emitted)
         until(lambda: got[-1:] == [emitted], 5, "a listener that nobody runs")
     assert got == sorted(set(got))
+
+
+def test_what_a_handler_raises_while_a_listener_gets_its_thread_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not the complaint of a lock in threading, which was not held again before it."""
+    main = threading.main_thread()
+    take_again = threading.Condition._acquire_restore  # type: ignore[attr-defined]
+    trap = Trap()
+    got: list[int] = []
+
+    def interrupted(condition: threading.Condition, *state: Any) -> None:
+        if threading.current_thread() is main:
+            trap()
+        take_again(condition, *state)
+
+    def is_told() -> bool:
+        got.clear()
+        with Task().start() as task:
+            task.on("x", got.append)
+            trap.armed = True
+            with suppress(Interrupt):
+                task.emit("x", 1)
+            was_told, trap.armed = not trap.armed, False
+            task.emit("x", 2)
+            until(lambda: got == [1, 2])
+        return was_told
+
+    monkeypatch.setattr(threading.Condition, "_acquire_restore", interrupted)
+    assert any(is_told() for _ in range(50)), "the thread was always there before `start` waited for it"

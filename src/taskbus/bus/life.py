@@ -28,7 +28,7 @@ from taskbus.bus.reader import Reader
 from taskbus.bus.registry import Registry
 from taskbus.bus.tally import counts, tally
 from taskbus.bus.writer import Writer
-from taskbus.errors import BusError, BusUnavailable, Fenced, NotStarted
+from taskbus.errors import BusError, BusUnavailable, Fenced, NotStarted, TaskbusError
 from taskbus.stopping import left_until
 from taskbus.types import NodeInfo, RouterStats
 
@@ -303,10 +303,13 @@ class Life:
     # Events ----------------------------------------------------------------------------------------------------------
 
     def announce(self, event: str, node: str | None = None, **kwargs: Any) -> None:
-        """Emit one of our own events about this node, or about ``node``, if that can be done at once."""
+        """Emit one of our own events about this node, or about ``node``, if that can be done at once.
+
+        Never raises an error of ours: nothing that a node does fails because nobody can be told of it.
+        """
         try:
             self.emit(event, (), {"node": node or self.registry.node_id, **kwargs}, timeout=0.0)
-        except (BusError, NotStarted) as error:
+        except TaskbusError as error:
             log.warning("%s was not emitted: %s", event, error)
 
     def subscribe(self, sink: Sink, since: str, timeout: float | None = None) -> None:
