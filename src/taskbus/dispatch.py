@@ -346,7 +346,7 @@ class _DeliveryThread(threading.Thread):
                 self.start()
             except RuntimeError as error:
                 if "unlocked" in str(error) and error.__context__ is not None:
-                    raise error.__context__ from None  # a signal handler's, in the wait of `start`, whose lock complains
+                    raise error.__context__ from None  # a signal handler's, in the wait of `start`: its lock complains
                 raise
 
     def end(self) -> None:

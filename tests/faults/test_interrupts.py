@@ -20,6 +20,9 @@ from taskbus.errors import BusUnavailable, ConfigError
 from taskbus.testing import RedisServer, until
 from tests.faults.conftest import scaled
 
+# What a handler raises while Python collects something is told and ignored by Python itself.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 class Interrupt(Exception):
     """As a handler of SIGALRM raises that bounds some work."""
@@ -70,7 +73,8 @@ def test_an_emit_that_waits_for_room_ends_with_what_the_handler_raises(redis_ser
     """Also where the lock of the outbox is just not held; and no event is lost or repeated."""
     tried: list[int] = []
     accepted: list[int] = []
-    with Router(redis_server.url, run_id=run_id) as b, Router(redis_server.url, run_id=run_id, outbox_events=50) as a:
+    many: dict[str, Any] = {"run_id": run_id, "retention_events": 1_000_000}
+    with Router(redis_server.url, **many) as b, Router(redis_server.url, **many, outbox_events=50) as a:
         heard: list[int] = []
         b.on("numbers", heard.append)
         with trapping(signal.SIGALRM) as trap:
