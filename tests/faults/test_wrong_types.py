@@ -27,6 +27,15 @@ TYPES: dict[str, Callable[[Any, Any], object]] = {
     "stream": lambda client, key: client.xadd(key, {"x": "y"}),
 }
 
+def replace(client: Any, key: bytes, kind: str) -> None:
+    """At one stroke, for the node writes anew what it finds missing."""
+    with client.pipeline() as at_once:
+        at_once.delete(key)
+        TYPES[kind](at_once, key)
+        at_once.expire(key, 600)
+        at_once.execute()
+
+
 OURS: dict[str, tuple[str, Callable[[Keys, str], bytes]]] = {
     "nodes": ("set", lambda keys, producer: keys.nodes),
     "labels": ("set", lambda keys, producer: keys.labels),
@@ -55,8 +64,7 @@ def test_p0_40_a_key_of_ours_has_the_wrong_type(which: str, redis_server: RedisS
         settings: dict[str, Any] = {"labels": {"red"}, **FAST, "heartbeat": 0.05, "stop_timeout": 1.0}
         if which not in ("streams", "producer", "events"):
             key = choose(keys, "")
-            TYPES[kind](client, key)
-            client.expire(key, 60)
+            replace(client, key, kind)
             router = Router(redis_server.url, run_id=run, node_id="a", **settings)
             with pytest.raises(BusDenied, match=key.decode().replace("{", r"\{")):
                 router.start()
@@ -67,9 +75,7 @@ def test_p0_40_a_key_of_ours_has_the_wrong_type(which: str, redis_server: RedisS
         a.pour(5)
         key = choose(keys, a.router.life.producer)
         log_lines.lines.clear()
-        client.delete(key)
-        TYPES[kind](client, key)
-        client.expire(key, 60)
+        replace(client, key, kind)
         a.emit()
         name = key.decode()
         until(lambda name=name: any(name in text for text in log_lines.texts()), 6, f"{name} is named")  # type: ignore[misc]
@@ -134,9 +140,7 @@ def test_p0_40_a_node_that_asks_for_nothing_names_it_too(
         with redis_server.client() as client:
             for node, (which, kind) in zip(made, cases, strict=True):
                 key = OURS[which][1](Keys(node.router.config.run_id), node.router.life.producer)
-                client.delete(key)
-                TYPES[kind](client, key)
-                client.expire(key, 600)
+                replace(client, key, kind)
                 replaced[f"key {key.decode()} holds a {kind}"] = time.monotonic()
 
         def named() -> dict[str, float]:
