@@ -238,9 +238,9 @@ def test_what_was_emitted_before_the_finish_is_delivered_before_it(join: Join) -
     for number in range(5000):
         a.emit("x", number, only_to="node.*" if number % 2 else None)  # an entry each, so that they are many pages
     assert a.finish(timeout=60)  # however slow the server is: it is written after them only while there is time
-    until(lambda: at_finish)
+    until(lambda: at_finish, 20)
     assert at_finish[0] >= 5000
-    until(lambda: got == list(range(5000)))
+    until(lambda: got == list(range(5000)), 20)
 
 
 def test_a_loop_of_waits_sees_all_that_came_before_the_finish(join: Join, start_task: StartTask) -> None:
