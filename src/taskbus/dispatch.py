@@ -342,12 +342,16 @@ class _DeliveryThread(threading.Thread):
     def wake(self) -> None:
         self._wake.release()
         if self.ident is None:
+            interrupt: BaseException | None = None
             try:
                 self.start()
             except RuntimeError as error:
-                if "unlocked" in str(error) and error.__context__ is not None:
-                    raise error.__context__ from None  # a signal handler's, in the wait of `start`: its lock complains
-                raise
+                # A signal handler has raised in the wait of `start`, and its lock, which is not held there, complains.
+                interrupt = error.__context__ if str(error) == "release unlocked lock" else None
+                if interrupt is None:
+                    raise
+            if interrupt is not None:
+                raise interrupt
 
     def end(self) -> None:
         self.ends = True

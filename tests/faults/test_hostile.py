@@ -204,12 +204,13 @@ def test_an_interrupt_while_an_entry_of_many_events_is_decoded_loses_none_of_the
         told = False
         for first in range(0, 2000, 200):  # the first time will do, but where that wait has not got the turn to read
             with ThreadPoolExecutor() as pool:
-                pool.submit(emit, first)
-                try:
-                    take(first + 200)
-                except KeyboardInterrupt:
-                    told = True
-            take(first + 200)
+                emitting = pool.submit(emit, first)
+                for _ in range(2):
+                    try:
+                        take(first + 200)
+                    except KeyboardInterrupt:
+                        told = True
+                emitting.result()
             assert found == list(range(first + 200))
             if told:
                 break

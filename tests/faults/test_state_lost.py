@@ -189,7 +189,7 @@ def test_p0_05_one_key_deleted(
             verdict = judge([a.ledger, b.ledger], node.heard["numbers"])
             assert verdict.clean, str(verdict)
         since = a.heard["numbers"][30:]
-        until(lambda: len(late.heard["numbers"]) >= 30, 5)
+        until(lambda: len(late.heard["numbers"]) == len(since) == 30, 5)
         for name in ("a", "b"):  # each hears its own events at once, so that only those of one node come in one order
             one, other = ([event for event in heard if event[0] == name] for heard in (late.heard["numbers"], since))
             assert one == other, "what was before it came is not for it"

@@ -19,13 +19,14 @@ from tests.faults.node import LogLines, Node, Steps
 from tests.faults.test_redis_away import PAUSE, seconds
 
 TYPES: dict[str, Callable[[Any, Any], object]] = {
-    "string": lambda client, key: client.set(key, "x", ex=60),
+    "string": lambda client, key: client.set(key, "x"),
     "list": lambda client, key: client.rpush(key, "x"),
     "hash": lambda client, key: client.hset(key, "x", "y"),
     "set": lambda client, key: client.sadd(key, "x"),
     "zset": lambda client, key: client.zadd(key, {"x": 1}),
     "stream": lambda client, key: client.xadd(key, {"x": "y"}),
 }
+
 
 def replace(client: Any, key: bytes, kind: str) -> None:
     """At one stroke, for the node writes anew what it finds missing."""
