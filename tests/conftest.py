@@ -41,9 +41,7 @@ def no_thread_stays_behind(settings_from_outside: None) -> Iterator[None]:
     yield
 
     def left() -> list[str]:
-        # Those that a signal handler has kept from starting are listed by threading for ever, but do not live.
-        new = set(threading.enumerate()) - before
-        return sorted({t.name for t in new if t.name.startswith("taskbus-") and t.is_alive()})
+        return sorted({t.name for t in set(threading.enumerate()) - before if t.name.startswith("taskbus-")})
 
     try:
         until(lambda: not left(), timeout=5)

@@ -20,9 +20,6 @@ from taskbus.errors import BusUnavailable, ConfigError
 from taskbus.testing import RedisServer, until
 from tests.faults.conftest import scaled
 
-# What a handler raises while Python collects something is told and ignored by Python itself.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 
 class Interrupt(Exception):
     """As a handler of SIGALRM raises that bounds some work."""
@@ -364,6 +361,8 @@ def test_an_interrupt_between_a_command_and_its_reply_gives_nobody_the_reply_of_
         assert calls.call(b"GET", f"taskbus:{{{run_id}}}:y") is None
 
 
+# What the handler raises while Python collects something is told and ignored by Python itself.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_listener_goes_on_whatever_emit_was_interrupted() -> None:
     """What such an emit has left in the mailbox comes with the next, at the latest."""
     dice = random.Random(9)
@@ -372,6 +371,7 @@ def test_a_listener_goes_on_whatever_emit_was_interrupted() -> None:
     with Task().start() as task, trapping(signal.SIGALRM) as trap:
         trap.raises = KeyboardInterrupt  # what is an Exception has threading itself lose a thread that it starts
         task.on("x", got.append)
+        task.emit("x", emitted)  # has its thread started, which threading would lose where that is interrupted
         for _ in range(scaled(3000, 30_000)):
             with suppress(KeyboardInterrupt):
                 trap.armed = True
