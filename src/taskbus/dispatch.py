@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from taskbus.condition import Condition
 from taskbus.config import check_name
-from taskbus.errors import BusUnavailable, NotStarted
+from taskbus.errors import BusUnavailable, ConfigError, NotStarted
 from taskbus.mailbox import ErrorBox, Listener, function_name
 from taskbus.waiting import Trail, Waiter
 
@@ -21,13 +21,24 @@ if TYPE_CHECKING:
 
     from taskbus.types import Sink
 
-__all__ = ["ErrorBox", "EventLoop", "Listener", "Trail", "Waiter", "check_event", "function_name", "on_delivery_thread"]
+__all__ = [
+    "ErrorBox",
+    "EventLoop",
+    "Listener",
+    "Names",
+    "Trail",
+    "Waiter",
+    "check_event",
+    "function_name",
+    "on_delivery_thread",
+]
 
 LOCAL_TIMEOUT: Final = 5.0
 """Seconds that a local emit waits for a listener whose mailbox is full, as long as any one call on the bus may take."""
 
 STOP_TIMEOUT: Final = 2.0
 IDLE_THREADS: Final = 32
+NAMES_KNOWN: Final = 10_000
 EVENT_NAME: Final = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
@@ -40,6 +51,19 @@ def check_event(event: str) -> None:
     """Refuse what cannot be the name of an event, with a :class:`ConfigError` that quotes it."""
     if not isinstance(event, str) or len(event) > 128 or not _is_name(event):
         check_name("the name of an event", event)
+
+
+class Names(set[str]):
+    """Names of events that were found to be in order, so that each is checked but once."""
+
+    def learn(self, event: str, *, reserved: bool = True) -> None:
+        """Check ``event`` and add it; ``reserved``: names of our own events are for us alone."""
+        check_event(event)
+        if reserved and event.startswith("taskbus."):
+            raise ConfigError(f"event names that begin with 'taskbus.' are reserved, {event!r} was given", event=event)
+        if len(self) >= NAMES_KNOWN:
+            self.clear()
+        self.add(event)
 
 
 class EventLoop:

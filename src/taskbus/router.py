@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from taskbus.config import RouterConfig, check_name, encodable
-from taskbus.dispatch import ErrorBox, EventLoop, Listener, on_delivery_thread
+from taskbus.dispatch import ErrorBox, EventLoop, Listener, Names, on_delivery_thread
 from taskbus.errors import ConfigError, NotStarted, TaskbusError
 from taskbus.globs import match_globs, parse_globs
 from taskbus.meetings import Meetings
@@ -25,7 +25,6 @@ __all__ = ["Router", "activate", "active_router"]
 
 log = logging.getLogger("taskbus")
 
-_NAMES_KNOWN = 10_000
 _NOT_STARTED = "the router was not started: call start(), or use it in a with statement"
 _active: Router | None = None
 
@@ -83,7 +82,7 @@ class Router(Meetings):
         self._lock = threading.Lock()
         self._labels_lock = threading.Lock()
         self._added_labels: Counter[str] = Counter()
-        self._names: set[str] = set()
+        self._names = Names()
         self._leave_callbacks: list[Callable[[], None]] = []
         self._last_stats = RouterStats()
 
@@ -241,8 +240,8 @@ class Router(Meetings):
         **kwargs: Any,
     ) -> None:
         """Emit ``event`` to the listeners of this node and of the run; see ``Task.emit``."""
-        if event not in self._names:
-            self._check_event(event)
+        if type(event) is not str or event not in self._names:
+            self._names.learn(event)
         self.emit_event(event, args, kwargs, only_remote, only_local, only_to, transient)
 
     def _record(self, event: str, args: tuple[Any, ...], kwargs: dict[str, Any], *how: Any) -> None:
@@ -310,14 +309,6 @@ class Router(Meetings):
         self.life.writer.sync(self.config.op_timeout if timeout is None else timeout)
         if self.errors.kept:
             self.errors.raise_first()
-
-    def _check_event(self, event: object) -> None:
-        name = check_name("the name of an event", event)
-        if name.startswith("taskbus."):
-            raise ConfigError(f"event names that begin with 'taskbus.' are reserved, {name!r} was given", event=name)
-        if len(self._names) >= _NAMES_KNOWN:
-            self._names.clear()
-        self._names.add(name)
 
     # The run ---------------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from weakref import WeakSet
 
 from taskbus.config import check_timeout, split_labels
 from taskbus.context import Context
-from taskbus.dispatch import LOCAL_TIMEOUT, Listener, check_event, on_delivery_thread
+from taskbus.dispatch import LOCAL_TIMEOUT, Listener, Names, check_event, on_delivery_thread
 from taskbus.errors import ConfigError, RunFinished, WaitTimeout
 from taskbus.link import NOT_STARTED, Standalone
 from taskbus.pipeline import VoidMiddleware
@@ -34,7 +34,6 @@ __all__ = ["Role", "Task", "VoidMiddleware", "enable_async", "task"]
 log = logging.getLogger(__name__)
 
 STOP_TIMEOUT: Final = 2.0
-NAMES_KNOWN: Final = 10_000
 
 
 class Task(Presence, Steps):
@@ -56,7 +55,7 @@ class Task(Presence, Steps):
         self._finish = False
         self._pid = 0
         self._listeners: WeakSet[Listener] = WeakSet()
-        self._names: set[str] = set()
+        self._names, self._awaited = Names(), Names()  # of this life; which are emitted, and waited for
         self._waits = Waits(NOT_STARTED)
         self._life_lock = threading.Lock()
 
@@ -146,7 +145,8 @@ class Task(Presence, Steps):
             self.running, self._is_stopping = False, True
         link, leaves, self._leaving = self._link, self._leaving, True
         if self._pid != os.getpid():  # threads, connections and locks are those of the process it was forked from
-            self._link, self._is_stopping = NOT_STARTED, False
+            self._link, self._names, self._awaited = NOT_STARTED, Names(), Names()
+            self._is_stopping = False
             return
         now = monotonic()
         deadline = now + STOP_TIMEOUT
@@ -159,7 +159,7 @@ class Task(Presence, Steps):
                 attempt(link.finish, "stopped", left_until(now + 0.8 * STOP_TIMEOUT))
         finally:
             self._finish = self.finish
-            self._link, self._names = NOT_STARTED, set()
+            self._link, self._names, self._awaited = NOT_STARTED, Names(), Names()
             self._part(link, deadline)
             self._close_steps(left_until(deadline))
             self._is_stopping = False
@@ -286,21 +286,13 @@ class Task(Presence, Steps):
         """
         if self._errors.kept and not on_delivery_thread():
             self._errors.raise_first()
-        if event not in self._names:
-            self._check_emitted(event)
+        if type(event) is not str or event not in self._names:
+            self._check_started()
+            self._names.learn(event)
         if only_local and only_to is None and not only_remote:
             self._link.loop.deliver(event, args, kwargs, LOCAL_TIMEOUT)
         else:
             self._link.emit_event(event, args, kwargs, only_remote, only_local, only_to, transient)
-
-    def _check_emitted(self, event: str) -> None:
-        self._check_started()
-        check_event(event)
-        if event.startswith("taskbus."):
-            raise ConfigError(f"event names that begin with 'taskbus.' are reserved, {event!r} was given", event=event)
-        if len(self._names) >= NAMES_KNOWN:
-            self._names.clear()
-        self._names.add(event)
 
     def on(self, event: str, fn: Callable[..., Any], *, since: Since = "now") -> Self:
         """Call ``fn`` with the arguments of every ``event``: whatever any node emits after this returns arrives.
@@ -371,10 +363,13 @@ class Task(Presence, Steps):
             NotStarted: Another thread stopped the task meanwhile.
             ConfigError: A standalone task keeps no events, so that ``since`` can only be ``"now"``.
         """
-        self._check_started()
-        check_event(event)
+        if type(event) is not str or event not in self._awaited:
+            self._check_started()
+            self._awaited.learn(event, reserved=False)
+        if timeout is not math.inf:
+            check_timeout(timeout)
         try:
-            return self._waits.wait(event, check_timeout(timeout), since)
+            return self._waits.wait(event, timeout, since)
         except WaitTimeout:
             if ignore_timeout_exception:
                 return None

@@ -54,8 +54,7 @@ class Waiter:
         self._result: dict[str, _Result] = {}
         self.is_resolved = self._result.__len__
         """Whether an event, a cancel or the timeout has come."""
-        self._wake = threading.Lock()
-        self._wake.acquire()
+        self._wake: threading.Lock | None = None  # made by who sleeps, and a wait that reads by itself does not
 
     @property
     def taken(self) -> Event | None:
@@ -79,41 +78,49 @@ class Waiter:
             BaseException: The reason given to :meth:`cancel`.
         """
         if not self._result:
-            if deadline == math.inf:
-                self._wake.acquire()
-            elif not self._wake.acquire(timeout=_seconds_until(deadline)):
-                self._result.setdefault("is", _TIMEOUT)
+            self._sleep(deadline)
         event, _, reason = self._result["is"]
         if reason is not None:
             raise reason
         return event
 
-    def resolve(self, event: Event, place: Place | None = None) -> bool:
-        """Take ``event``; false when resolved before."""
-        return self._resolve((event, place, None))
+    def _sleep(self, deadline: float) -> None:
+        wake = threading.Lock()
+        wake.acquire()
+        self._wake = wake  # before looking once more: who resolves does it in the other order
+        if self._result:
+            return
+        if deadline == math.inf:
+            wake.acquire()
+        elif not wake.acquire(timeout=_seconds_until(deadline)):
+            self._result.setdefault("is", _TIMEOUT)
 
     def cancel(self, reason: BaseException | None = None) -> None:
         """End the wait, with ``reason`` as its error if given; no effect once resolved."""
-        self._resolve((None, None, reason))
+        self.resolve(None, None, reason)
 
-    def _resolve(self, result: _Result) -> bool:
+    def resolve(self, event: Event | None, place: Place | None = None, reason: BaseException | None = None) -> bool:
+        """Take ``event``, or the ``reason`` why none comes; false when resolved before."""
+        result = event, place, reason
         try:
             if self._result.setdefault("is", result) is not result:
                 return False
-            self._wake.release()
+            if (wake := self._wake) is not None:
+                wake.release()
             if (alarm := self.alarm) is not None:  # which may be taken off meanwhile
                 alarm()
         except BaseException:  # a signal handler's, on a thread that is not the one that waits
             if self._result.get("is") is result:
-                with suppress(RuntimeError):  # woken already
-                    self._wake.release()
+                if (wake := self._wake) is not None:
+                    with suppress(RuntimeError):  # woken already
+                        wake.release()
                 if (alarm := self.alarm) is not None:
                     alarm()
             raise
         return True
 
     def put(self, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float) -> None:
-        self._resolve(((args, kwargs), None, None))
+        self.resolve((args, kwargs))
 
     def offer(self, events: Sequence[Event], start: int, nbytes: int) -> int:
         self.resolve(events[start], events.place(start) if isinstance(events, Page) else None)
@@ -269,17 +276,17 @@ class Trail:
             self._on_full(self)
 
     def offer(self, events: Sequence[Event], start: int, nbytes: int) -> int:
-        share, taken = nbytes // len(events), len(events)
+        count = taken = len(events)
         page = events if isinstance(events, Page) else None
         with self._lock:
-            for index in range(start, len(events)):
+            for index in range(start, count):
                 if self._kept and self.is_full:
                     self._refused, taken = True, index
                     break
                 event, place = events[index], page.place(index) if page is not None else None
                 if self._waiters and not self._newcomers and self._waiters.popleft().resolve(event, place):
                     continue  # as mostly
-                self._take(event, place, share)
+                self._take(event, place, nbytes // count)
             if self._kept and self.is_full:
                 self._refused = True  # nothing more is read for it
         return taken

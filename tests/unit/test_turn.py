@@ -54,7 +54,7 @@ def borrow(owner: Owner) -> None:
 
 
 def test_it_is_lent_only_to_who_wants_it(owner: Owner) -> None:
-    assert not owner.turn.borrow()
+    assert not owner.turn.borrow_now()
     borrow(owner)
     owner.turn.give_back(at_once=True)
 
@@ -69,7 +69,7 @@ def test_who_comes_again_soon_finds_it_free_and_the_owner_away(owner: Owner) -> 
     borrow(owner)
     for _ in range(100):
         owner.turn.give_back(at_once=False)
-        if not owner.turn.borrow():  # a machine that stood still for longer than the grace
+        if not owner.turn.borrow_now():  # a machine that stood still for longer than the grace
             borrow(owner)
     assert owner.returns < 50
     owner.turn.give_back(at_once=False)
@@ -96,7 +96,7 @@ def test_a_call_brings_the_owner_back_as_soon_as_it_is_free(owner: Owner) -> Non
 
 def test_giving_back_what_one_does_not_hold_is_harmless(owner: Owner) -> None:
     owner.turn.give_back(at_once=False)
-    assert not owner.turn.borrow()
+    assert not owner.turn.borrow_now()
     borrow(owner)
     owner.turn.give_back(at_once=True)
     owner.turn.give_back(at_once=True)

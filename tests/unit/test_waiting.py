@@ -50,9 +50,6 @@ def test_a_waiter_has_what_an_interrupted_thread_brought(at: str, seconds: float
             self.real = real
 
         def __getattr__(self, name: str) -> Any:
-            if name == "acquire":
-                waits.set()
-
             def call(*args: Any) -> Any:
                 getattr(self.real, name)(*args)
                 raise Interrupt
@@ -66,12 +63,12 @@ def test_a_waiter_has_what_an_interrupted_thread_brought(at: str, seconds: float
             return len(self.real)
 
     armed: list[str] = []
-    waits = threading.Event()
     waiter: Any = Waiter("x")
-    waiter._result, waiter._wake = Step(waiter._result), Step(waiter._wake)
+    waiter._result = Step(waiter._result)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(waiter.wait, time.monotonic() + seconds)
-        assert waits.wait(10)
+        until(lambda: waiter._wake is not None)
+        waiter._wake = Step(waiter._wake)
         armed.append(at)
         with pytest.raises(Interrupt):
             waiter.resolve(FIRST)

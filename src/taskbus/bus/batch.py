@@ -22,19 +22,15 @@ class Batch:
     ``number`` counts the batches with durable events; the append script takes each number once.
     """
 
-    __slots__ = (
-        "answer",
-        "asked",
-        "blobs",
-        "durable",
-        "frames",
-        "is_packed",
-        "is_sent",
-        "number",
-        "streams",
-        "transient",
-        "values",
-    )
+    # Defaults of the class, for one is made for each event that leaves alone.
+    is_packed = is_sent = False
+    answer: Any = None
+    """Of the append script, where somebody has read it for the writer's thread."""
+    blobs: Sequence[tuple[str, list[Part]]] = ()
+    streams: Sequence[bytes] = ()
+    values: Sequence[bytes] = ()
+    transient: Sequence[tuple[str, bytes]] = ()
+    asked: Sequence[tuple[str, bytes]] = ()
 
     def __init__(self, frames: Sequence[OpenFrame], last_number: int) -> None:
         self.frames = frames
@@ -42,14 +38,6 @@ class Batch:
         if len(frames) > 1 or frames[0].transient:
             self.durable = [item for item in frames if not item.transient]
         self.number = last_number + bool(self.durable)
-        self.is_packed = False
-        self.is_sent = False
-        self.answer: Any = None  # of the append script, where somebody has read it for the writer's thread
-        self.blobs: Sequence[tuple[str, list[Part]]] = ()
-        self.streams: Sequence[bytes] = ()
-        self.values: Sequence[bytes] = ()
-        self.transient: Sequence[tuple[str, bytes]] = ()
-        self.asked: Sequence[tuple[str, bytes]] = ()
 
     def parts(self, command: bytes) -> list[Part]:
         """What to send in the next attempt; ``command`` appends the durable frames."""

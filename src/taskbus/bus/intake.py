@@ -37,8 +37,7 @@ class Intake:
         self._keys = keys
         self._registry = registry
         self._writer = writer
-        self._loop = loop
-        self.sinks = loop.sinks
+        self.loop = loop
         self._lagging: dict[str, dict[Sink, int]] = {}
         writer.look = writer.look_for_all = loop.sinks
         writer.listened = loop.table
@@ -78,7 +77,7 @@ class Intake:
 
     def _ready(self, event: str) -> Sequence[Sink]:
         """Who takes an event of this node as it is emitted, while there are laggards."""
-        sinks = self._loop.sinks(event)
+        sinks = self.loop.sinks(event)
         return [sink for sink in sinks if sink.ready] if event in self._lagging else sinks
 
     def lag(self, sink: Sink, timeout: float) -> None:
@@ -87,7 +86,7 @@ class Intake:
         with self._writer.numbering:
             self._lagging.setdefault(sink.event, {})[sink] = 0
             self._writer.look = self._ready
-        self._loop.attach(sink)
+        self.loop.attach(sink)
         own = self._writer.sequence.get(sink.event, 0)
         if own:
             self._writer.sync(timeout)  # a cursor behind them must find them in the stream
@@ -101,7 +100,7 @@ class Intake:
         Returns how many of this node's own events it has had, or will have from those who emit them.
         """
         with self._writer.numbering:
-            if sink not in self._loop.sinks(sink.event):
+            if sink not in self.loop.sinks(sink.event):
                 return None
             sink.ready = False
             own = self._writer.sequence.get(sink.event, 0)
@@ -132,19 +131,14 @@ class Intake:
         if not lagging:
             del self._lagging[sink.event]
             if not self._lagging:
-                self._writer.look = self._loop.sinks
+                self._writer.look = self.loop.sinks
         return True
 
     # Events ----------------------------------------------------------------------------------------------------------
 
-    @property
-    def has_listeners(self) -> bool:
-        """Whether anybody wants events as soon as they are there, and not only when somebody waits for them."""
-        return self._loop.listeners_attached > 0
-
     def is_listened(self, event: str) -> bool:
         """Whether somebody takes events directly; a laggard does not."""
-        return True in [sink.ready for sink in self._loop.table.get(event, ())]
+        return True in [sink.ready for sink in self.loop.table.get(event, ())]
 
     def take_transient(self, event: str, data: bytes) -> None:
         """One message of a channel; dropped and counted where a listener has no room."""
@@ -153,7 +147,7 @@ class Intake:
             head = frame.unpack(data, max_size=self._config.max_frame, secret=self._config.secret, scope=scope)
             if head.producer == self.producer or not self.matches(head.only_to):
                 return
-            sinks = self._loop.sinks(event)
+            sinks = self.loop.sinks(event)
             if not sinks:
                 return
             events = frame.events(head, secret=self._config.secret, allow_pickle=self._config.codec == "pickle")

@@ -9,6 +9,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -131,7 +132,9 @@ class Life:
         intake.on_inbox = self._take_inbox
         intake.on_state_loss = self._state_lost
         intake.reject = reader.taker.reject
-        self.writer.epoch = lambda: self.registry.epoch
+        self.writer.epoch = partial(
+            getattr, self.registry, "epoch"
+        )  # a call in C, and this is on the way of every emit
         self.loop.on_room = lambda event: reader.wake()
         heart.is_healthy = self.is_healthy
         heart.counts = lambda: counts(self)

@@ -8,20 +8,9 @@ __all__ = ["OpenFrame"]
 class OpenFrame:
     """A frame that still takes events."""
 
-    __slots__ = (
-        "buffers",
-        "count",
-        "elsewhere",
-        "event",
-        "first",
-        "key",
-        "most",
-        "only_to",
-        "size",
-        "text",
-        "transient",
-        "until",
-    )
+    count = size = 0
+    most = until = 0
+    """Up to how many events, and below how many bytes, the next is added without a question."""
 
     def __init__(
         self, event: str, key: str, first: int, only_to: tuple[str, ...], transient: bool, elsewhere: bool
@@ -32,9 +21,5 @@ class OpenFrame:
         self.only_to = only_to
         self.transient = transient
         self.elsewhere = elsewhere
-        self.count = 0
         self.text = bytearray(b"[")
         self.buffers: list[memoryview] = []
-        self.size = 0
-        self.most = self.until = 0
-        """Up to how many events, and below how many bytes, the next is added without a question."""

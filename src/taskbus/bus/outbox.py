@@ -239,9 +239,13 @@ class Outbox(Backlog):
 
     def _take(self) -> tuple[list[OpenFrame], list[OpenFrame]]:
         """Close the frames that leave now; they, and those that stay, which is for the caller to note."""
+        self._growing = None
+        if len(self._frames) == 1:  # as mostly
+            self._open.clear()
+            self._frames[0].text[-1:] = b"]"  # instead of the comma for the event that did not come
+            return self._frames, []
         batch: list[OpenFrame] = []
         size = 0
-        self._growing = None
         for open_frame in self._frames:
             if batch and (size + open_frame.size > _BATCH_BYTES or len(batch) >= _BATCH_FRAMES):
                 break
@@ -249,5 +253,5 @@ class Outbox(Backlog):
             batch.append(open_frame)
             if self._open.get(open_frame.key) is open_frame:
                 del self._open[open_frame.key]
-            open_frame.text[-1:] = b"]"  # instead of the comma for the event that did not come
+            open_frame.text[-1:] = b"]"
         return batch, self._frames[len(batch) :]

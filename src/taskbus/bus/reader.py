@@ -128,7 +128,7 @@ class Reader(Subscriptions):
 
     def _lead_if_free(self, waiter: Waiter, deadline: float) -> None:
         try:
-            if self._turn.borrow() or self._ask_for_turn():
+            if self._turn.borrow_now() or self._ask_for_turn():
                 self._lead(waiter, deadline)
                 self._give_back()
         except BaseException:  # of a signal handler, which may raise between any two of these calls
@@ -172,7 +172,7 @@ class Reader(Subscriptions):
                 is_news = left > 0 and self._bell.wait(descriptor, left)
                 waiter.alarm = None
                 if is_news:
-                    self._take(until=min(deadline, time.monotonic() + _PATIENCE_FOR_PAYLOADS))
+                    self._take(deadline)
                 if waiter.is_resolved() or time.monotonic() >= deadline:
                     return
                 if left <= 0:
@@ -200,7 +200,7 @@ class Reader(Subscriptions):
         )
 
     def _give_back(self) -> None:
-        at_once = len(self._waiters) > 1 or self._node.has_listeners or self._has_work()
+        at_once = len(self._waiters) > 1 or self._node.loop.listeners_attached > 0 or self._has_work()
         # A plan that is kept is without laggards.
         at_once = at_once or (self._plan is None and self._has_laggards())
         self._turn.give_back(at_once=at_once)
@@ -311,13 +311,13 @@ class Reader(Subscriptions):
             command += b"$%d\r\n%b\r\n" % (len(at), at)
         self._wire.send([command])
 
-    def _take(self, until: float | None = None) -> None:
+    def _take(self, deadline: float | None = None) -> None:
         """Hand over what a read has brought.
 
-        The thread of a wait takes what is there, and large payloads that come ``until`` then (monotonic); what takes
-        longer is left to the reader's thread.
+        The thread of a wait, which has a ``deadline``, takes what is there, and large payloads that come soon; what
+        takes longer is left to the reader's thread.
         """
-        leads = until is not None
+        leads = deadline is not None
         wanted = self._asked
         if wanted is None:
             return  # it is being stopped, or every key is wrong
@@ -329,9 +329,9 @@ class Reader(Subscriptions):
                 return
             if reply is NOTHING:
                 reply = self._wire.read()
-        with self._lock:
-            self._blocked = False
-        self.sign_of_life = time.monotonic()
+        self._blocked = False
+        self.sign_of_life = now = time.monotonic()
+        until = None if deadline is None else min(deadline, now + _PATIENCE_FOR_PAYLOADS)
         if isinstance(reply, Exception):
             if leads:
                 self._reply = reply

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from taskbus.bus.keys import Keys
     from taskbus.bus.streams import Readers, Rest, Stream
     from taskbus.config import RouterConfig
+    from taskbus.dispatch import EventLoop
     from taskbus.types import Bare, Event, Sink
 
 __all__ = ["Admission", "LargePayload", "Taker"]
@@ -36,14 +37,13 @@ class Admission(Protocol):
     """What the reader asks of the node it reads for."""
 
     producer: str
+    loop: EventLoop
 
     def matches(self, only_to: tuple[str, ...]) -> bool: ...
 
     def recover(self) -> None: ...
 
     def on_inbox(self, fields: dict[bytes, bytes]) -> None: ...
-
-    def sinks(self, event: str) -> Sequence[Sink]: ...
 
     def fall_behind(self, sink: Sink) -> int | None: ...
 
@@ -52,9 +52,6 @@ class Admission(Protocol):
     def on_state_loss(self, why: str) -> None: ...
 
     def is_listened(self, event: str) -> bool: ...
-
-    @property
-    def has_listeners(self) -> bool: ...
 
 
 class LargePayload(Exception):
@@ -70,6 +67,7 @@ class Taker:
         self._keys = keys
         self._blobs = blobs
         self._node = node
+        self._listening = node.loop.table
         self._warned: dict[str, float] = {}
         self._lock = threading.Lock()
         self.rejected: Counter[str] = Counter()
@@ -118,7 +116,7 @@ class Taker:
             shared = None
         sinks: Sequence[Sink] = ()
         if shared is not None and head.producer != self._node.producer:
-            sinks = self._node.sinks(stream.event)
+            sinks = self._listening.get(stream.event, ())
             if len(sinks) != 1 or not sinks[0].ready:  # mostly it is one, and ready
                 sinks = [sink for sink in sinks if sink.ready]
         laggards = [(one, cursor) for one, cursor in readers.laggards if cursor.at < at] if readers.laggards else ()

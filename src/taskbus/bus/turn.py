@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import Final
 
@@ -23,6 +25,8 @@ class Turn:
         self.is_wanted = False
         """Somebody asks the owner for it."""
         self._held = threading.RLock()  # which only the one who holds it can give back
+        self.borrow_now: Callable[[], bool] = partial(self._held.acquire, blocking=False)
+        """Hold it, if that can be at once."""
         self._call = threading.Lock()
         self._call.acquire()
         self._is_lent = self._dozes = self._is_called = False
@@ -75,9 +79,9 @@ class Turn:
 
     # Others
 
-    def borrow(self, timeout: float = 0.0) -> bool:
+    def borrow(self, timeout: float) -> bool:
         """Hold it, if that can be within ``timeout`` seconds."""
-        return self._held.acquire(timeout=timeout) if timeout > 0 else self._held.acquire(blocking=False)
+        return self._held.acquire(timeout=timeout)
 
     def give_back(self, *, at_once: bool) -> None:
         """Hold it no more; the owner comes ``at_once``, or if nobody borrows it again soon.

@@ -28,6 +28,7 @@ __all__ = ["NOTHING", "Arg", "Part", "Wire", "pack", "pack_value"]
 _PIECE = 1 << 20
 _TOGETHER = 256  # parts; the system takes 1024
 _READ_SIZE = 1 << 16
+_AT_ONCE = socket.MSG_DONTWAIT
 NOTHING = object()
 """What is read where no whole reply has come yet."""
 _BULK = ord("$")
@@ -169,7 +170,7 @@ class Wire:
         try:
             if self._is_plain and len(parts) == 1:
                 try:
-                    sent = self._socket.send(parts[0], socket.MSG_DONTWAIT)  # a timeout is two calls of the system
+                    sent = self._socket.send(parts[0], _AT_ONCE)  # a timeout is two calls of the system
                 except BlockingIOError:
                     sent = 0
                 if sent < len(parts[0]):
@@ -191,7 +192,7 @@ class Wire:
     def send_now(self, packed: bytes) -> bool:
         """Send, if it can be done at once, and say whether it was; over a plain socket, on any thread."""
         try:
-            return bool(self._socket.send(packed, socket.MSG_DONTWAIT) == len(packed))
+            return bool(self._socket.send(packed, _AT_ONCE) == len(packed))
         except AttributeError:
             return False  # the owner has closed it
         except OSError as error:
@@ -241,7 +242,7 @@ class Wire:
         Over a plain socket; an end of the connection is left for :meth:`read` to find.
         """
         try:
-            count = self._socket.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
+            count = self._socket.recv_into(self._buffer, 0, _AT_ONCE)
         except OSError as error:
             if error.errno is None:
                 raise  # a signal handler's
@@ -264,7 +265,7 @@ class Wire:
     def has_ended(self) -> bool:
         """Whether nothing more will come; over a plain socket."""
         try:
-            return not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            return not self._socket.recv(1, socket.MSG_PEEK | _AT_ONCE)
         except BlockingIOError:
             return False
         except (OSError, AttributeError):
@@ -276,7 +277,7 @@ class Wire:
             if flags:
                 self._mind_deadline()
             else:
-                flags = socket.MSG_DONTWAIT
+                flags = _AT_ONCE
         else:
             self._mind_deadline()
         count: int = self._socket.recv_into(room, 0, flags)

@@ -274,7 +274,7 @@ class Writer(Outbox):
             # Flat: three tuples for each batch had the collector come three times as often.
             told: list[Any] = [batch.number]
             for item in batch.durable:
-                told += (item.event, item.first, item.count)
+                told += item.event, item.first, item.count
             self._history.append(tuple(told))
         if self._settle(batch):
             log.warning("Redis at %s takes events again", self._where)

@@ -138,7 +138,7 @@ def decode(
                 continue
             size = len(event)
             if size <= 2:
-                args, kwargs = event if size == 2 else (*event, {})
+                args, kwargs = event if size == 2 else (event[0], {})
                 if type(args) is list and type(kwargs) is dict:
                     events.append(((*args,), kwargs))
                     continue
