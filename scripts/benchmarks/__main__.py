@@ -51,7 +51,10 @@ def _as_json(rows: list[Row]) -> dict[str, object]:
 
 
 def _table(rows: list[Row]) -> str:
-    lines = ["| workload | taskbus | raw loop | ratio | reach | | bare socket |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| workload | taskbus | raw loop | ratio | reach | | bare socket | the least |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
         sign = ">=" if row.more_is_better else "<="
         ratio = f"{row.ratio:.2f}x" if row.ratio is not None else ""
@@ -60,7 +63,10 @@ def _table(rows: list[Row]) -> str:
             reach = f"{sign} {row.bound:g} {row.unit}"
         mark = {True: "yes", False: "no", None: ""}[row.reached]
         cells = [row.workload, _shown(row.ours, row.unit), _shown(row.raw, row.unit), ratio, reach, mark]
-        lines.append(f"| {' | '.join([*cells, _shown(row.bare, row.unit)])} |")
+        least = _shown(row.least, row.unit)
+        if row.least and row.raw:
+            least += f" {statistics.median(row.least) / statistics.median(row.raw):.2f}x"
+        lines.append(f"| {' | '.join([*cells, _shown(row.bare, row.unit), least])} |")
     notes = [f"{row.workload}: {row.note}" for row in rows if row.note]
     return "\n".join([*lines, "", *notes])
 

@@ -9,7 +9,7 @@ import numpy as np
 import redis
 from bare import Bare
 from nodes import node
-from stage import Pipe, Row, Stage, actors, new_run, now, progress
+from stage import Pipe, Row, Stage, actors, in_turn, new_run, now, progress
 
 _MIB = 1 << 20
 _KEPT = 64 * _MIB
@@ -121,11 +121,13 @@ def run(stage: Stage) -> list[Row]:
             for turn in range(stage.rounds):
                 progress(f"{row.workload}, round {turn + 1}")
                 run_id = new_run()
-                row.ours.append(_bandwidth(size, warm, (send, url, run_id, size, rounds), (receive, url, run_id)))
-                stage.flush()
-                row.raw.append(_bandwidth(size, warm, (raw_send, url, size, rounds), (raw_receive, url)))
-                stage.flush()
-                row.bare.append(_bandwidth(size, warm, (bare_send, url, size, rounds), (bare_receive, url)))
-                stage.flush()
+                for side, sender, receiver in in_turn(
+                    turn,
+                    (row.ours, (send, url, run_id, size, rounds), (receive, url, run_id)),
+                    (row.raw, (raw_send, url, size, rounds), (raw_receive, url)),
+                    (row.bare, (bare_send, url, size, rounds), (bare_receive, url)),
+                ):
+                    side.append(_bandwidth(size, warm, sender, receiver))
+                    stage.flush()
         rows.append(row)
     return rows

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 
-from stage import Row, Stage, new_run, progress
+from stage import Row, Stage, in_turn, new_run, progress
 
 _RSS = """
 def rss():
@@ -39,6 +39,36 @@ print(json.dumps(statistics.median(took() for _ in range(21))))
 _NODE = "from taskbus import Router\ndef once(): Router(URL, run_id=RUN).start().stop()" + _MEDIAN
 _TRIPS = "import redis\ndef once():\n    with redis.Redis.from_url(URL) as client:\n"
 _TRIPS += "        for _ in range(3): client.ping()" + _MEDIAN
+# As many connections, threads and round trips as a node has, and nothing that is done with them.
+_LEAST = (
+    """
+import threading, redis
+from redis.connection import parse_url
+def begin(work):
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+def trips(connection, count):
+    for _ in range(count):
+        connection.send_command("PING")
+        connection.read_response()
+def once():
+    gate = threading.Event()
+    first, *others = [redis.Connection(driver_info=None, **parse_url(URL)) for _ in range(3)]
+    begin(first.connect).join()
+    trips(first, 3)
+    opening = [begin(other.connect) for other in others]
+    threads = [begin(gate.wait) for _ in range(3)]
+    for thread, other in zip(opening, others):
+        thread.join()
+        trips(other, 1)
+    trips(first, 1)
+    gate.set()
+    for thread in threads: thread.join()
+    for connection in (first, *others): connection.disconnect()
+"""
+    + _MEDIAN
+)
 
 
 def _run(text: str, url: str, compiled: str) -> float:
@@ -60,13 +90,16 @@ def run(stage: Stage) -> list[Row]:
             _run(text, url, compiled)
         for turn in range(stage.rounds):
             progress(f"footprint, round {turn + 1}")
-            for row, ours, raw in (
-                (memory, _MEMORY, _RAW_MEMORY),
-                (imports, _IMPORT, _RAW_IMPORT),
-                (task, _TASK, ""),
-                (node, _NODE, _TRIPS),
+            for side, text in in_turn(
+                turn,
+                (memory.ours, _MEMORY),
+                (memory.raw, _RAW_MEMORY),
+                (imports.ours, _IMPORT),
+                (imports.raw, _RAW_IMPORT),
+                (task.ours, _TASK),
+                (node.ours, _NODE),
+                (node.raw, _TRIPS),
+                (node.least, _LEAST),
             ):
-                row.ours.append(_run(ours, url, compiled))
-                if raw:
-                    row.raw.append(_run(raw, url, compiled))
+                side.append(_run(text, url, compiled))
     return [memory, imports, task, node]

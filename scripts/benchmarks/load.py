@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from nodes import node
-from stage import Pipe, Row, Stage, actors, new_run, now, progress, quantile
+from stage import Pipe, Row, Stage, actors, in_turn, new_run, now, progress, quantile
 
 _RATE = 10_000
 _BURST = 20
@@ -63,7 +63,7 @@ def run(stage: Stage) -> list[Row]:
     with stage.server():
         for turn in range(stage.rounds):
             progress(f"load, round {turn + 1}")
-            for rate, name in ((_RATE, "ours"), (0, "raw")):
+            for rate, name in in_turn(turn, (_RATE, "ours"), (0, "raw")):
                 stage.flush()
                 run_id = new_run()
                 with actors((ask, stage.url, run_id, rounds, rate), (answer, stage.url, run_id)) as (asker, _):

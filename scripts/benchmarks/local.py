@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from queue import SimpleQueue
 from typing import Any
 
-from stage import Row, Stage, now, progress, quantile
+import least
+from stage import Row, Stage, in_turn, now, progress, quantile
 
 from taskbus import Task
 
@@ -53,10 +55,10 @@ def _queue(count: int) -> float:
     return count / took
 
 
-def _wake(count: int) -> float:
+def _wake(count: int, place: Any) -> float:
     """The median time from the emit to the return of the wait, in microseconds."""
     took: list[float] = []
-    with Task().start() as task:
+    with place as task:
         sent = [0.0]
         waiting = threading.Lock()
         waiting.acquire()
@@ -77,6 +79,18 @@ def _wake(count: int) -> float:
             task.emit("event", number, only_local=True)
         thread.join()
     return quantile(took, 0.5) * 1e6
+
+
+def _task(count: int) -> float:
+    return _wake(count, Task().start())
+
+
+def _least_wake(count: int) -> float:
+    return _wake(count, nullcontext(least.Waits()))
+
+
+def _least(count: int) -> float:
+    return least.deliver(count, _Count(count))
 
 
 def _lock(count: int) -> float:
@@ -109,8 +123,10 @@ def run(stage: Stage) -> list[Row]:
     wakes = Row("local wake-up, p50", "us", reach=1.2)
     for turn in range(stage.rounds):
         progress(f"local events, round {turn + 1}")
-        emits.ours.append(_emit(stage.size(200_000, 5_000)))
-        emits.raw.append(_queue(stage.size(200_000, 5_000)))
-        wakes.ours.append(_wake(stage.size(1_000, 50)))
-        wakes.raw.append(_lock(stage.size(1_000, 50)))
+        count = stage.size(200_000, 5_000)
+        for side, rate in in_turn(turn, (emits.ours, _emit), (emits.raw, _queue), (emits.least, _least)):
+            side.append(rate(count))
+        count = stage.size(1_000, 50)
+        for side, wake in in_turn(turn, (wakes.ours, _task), (wakes.raw, _lock), (wakes.least, _least_wake)):
+            side.append(wake(count))
     return [emits, wakes]

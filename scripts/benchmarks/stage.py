@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from taskbus.testing import RedisServer
 
+T = TypeVar("T")
 now = time.perf_counter  # the machine's one monotonic clock, the same in every process
 
 _SPAWN = multiprocessing.get_context("spawn")
@@ -29,6 +30,8 @@ class Row:
     ours: list[float] = field(default_factory=list)
     raw: list[float] = field(default_factory=list)
     bare: list[float] = field(default_factory=list)
+    least: list[float] = field(default_factory=list)
+    """What the least that could do it takes, see the module of that name."""
     reach: float | None = None
     """The bound of the ratio ours / raw: from above where less is better, from below where more is."""
     more_is_better: bool = False
@@ -150,6 +153,12 @@ class Stage:
         """Nothing of the last round is in the way of the next."""
         with self.client() as client:
             client.flushall()
+
+
+def in_turn(turn: int, *sides: T) -> Sequence[T]:
+    """The sides in the order of this round: each is first, last and after each other one as often as it can be."""
+    first = turn % len(sides)
+    return sides[first:] + sides[:first]
 
 
 def new_run() -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from stage import Row, Stage, now, progress
+from stage import Row, Stage, in_turn, now, progress
 
 from taskbus import Context, Task
 
@@ -35,6 +35,10 @@ def _ours(part: Callable[[Any], Any], steps: int, async_mode: bool = False) -> f
         start = now()
         task.run(max_step=steps)
         return (now() - start) / steps / _PARTS * 1e6
+
+
+def _side_by_side(steps: int) -> float:
+    return _ours(_function, steps, async_mode=True)
 
 
 def _bare(part: Callable[[Any], Any], steps: int) -> float:
@@ -78,16 +82,19 @@ def run(stage: Stage) -> list[Row]:
         ours, bare = [], []
         for turn in range(stage.rounds):
             progress(f"pipeline, {kind}, round {turn + 1}")
-            pairs = [(_ours(part, steps), _bare(part, steps)) for _ in range(_SLICES)]
-            ours.append(statistics.mean(one for one, _ in pairs))
-            bare.append(statistics.mean(other for _, other in pairs))
+            ours_now, bare_now = [], []
+            for piece in range(_SLICES):
+                for side, loop in in_turn(piece, (ours_now, _ours), (bare_now, _bare)):
+                    side.append(loop(part, steps))
+            ours.append(statistics.mean(ours_now))
+            bare.append(statistics.mean(bare_now))
         row.ours = [one - other for one, other in zip(ours, bare, strict=True)]
         row.note = f"{statistics.median(ours):.2f} us a call, the bare loop {statistics.median(bare):.2f} us"
         rows.append(row)
     row = Row("pipeline, ten functions async", "us", reach=0.6)
     for turn in range(stage.rounds):
         progress(f"pipeline, async, round {turn + 1}")
-        row.ours.append(_ours(_function, stage.size(2_000, 100), async_mode=True))
-        row.raw.append(_executor(stage.size(2_000, 100)))
+        for side, loop in in_turn(turn, (row.ours, _side_by_side), (row.raw, _executor)):
+            side.append(loop(stage.size(2_000, 100)))
     logging.disable(logging.NOTSET)
     return [*rows, row]

@@ -10,7 +10,7 @@ import orjson
 import redis
 from bare import Bare
 from nodes import node
-from stage import Pipe, Row, Stage, actors, new_run, now, progress
+from stage import Pipe, Row, Stage, actors, in_turn, new_run, now, progress
 
 _BATCH = 1000
 _PUBLISH_BATCH = 100
@@ -199,18 +199,20 @@ def measure(stage: Stage, row: Row, count: int, consumers: int, *, transient: bo
         url = stage.url
         for turn in range(stage.rounds):
             progress(f"{row.workload}, round {turn + 1}")
-            stage.flush()
             run = new_run()
             listen = consume_transient if transient else consume
-            rate, number = _race((produce, url, run, count, transient), [(listen, url, run, count)] * consumers)
-            row.ours.append(rate)
-            handled += number
-            stage.flush()
-            raws = (raw_publish, raw_subscribe) if transient else (raw_produce, raw_consume)
-            row.raw.append(_race((raws[0], url, count), [(raws[1], url, count)] * consumers)[0])
-            stage.flush()
+            raw_begin, raw_end = (raw_publish, raw_subscribe) if transient else (raw_produce, raw_consume)
+            sides = [
+                (row.ours, (produce, url, run, count, transient), (listen, url, run, count)),
+                (row.raw, (raw_begin, url, count), (raw_end, url, count)),
+            ]
             if bare:
-                row.bare.append(_race((bare_produce, url, count), [(bare_consume, url, count)] * consumers)[0])
+                sides.append((row.bare, (bare_produce, url, count), (bare_consume, url, count)))
+            for side, producer, consumer in in_turn(turn, *sides):
+                stage.flush()
+                rate, number = _race(producer, [consumer] * consumers)
+                side.append(rate)
+                handled += number if side is row.ours else 0
     if transient:
         lost = 1 - handled / (stage.rounds * count * consumers)
         row.note = f"{lost:.1%} of the events found a full mailbox and are not counted as deliveries"

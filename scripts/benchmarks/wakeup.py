@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import least
 import redis
 from bare import Bare
 from nodes import node
-from stage import Pipe, Row, Stage, actors, new_run, now, progress, quantile
+from stage import Pipe, Row, Stage, actors, in_turn, new_run, now, progress, quantile
 
 _BLOCK = 4000
 
@@ -16,6 +17,7 @@ def ask(pipe: Pipe, url: str, run: str, rounds: int) -> None:
     with node(url, run) as task:
         task.wait_for("pong", timeout=0, since="last")
         task.barrier("ready", 2)
+        pipe.receive()
         took = []
         for number in range(rounds):
             start = now()
@@ -88,19 +90,23 @@ def bare_answer(pipe: Pipe, url: str) -> None:
         wire.call(b"XADD", b"pong", b"*", b"n", number)
 
 
-def ping_pong(stage: Stage, rounds: int) -> list[list[float]]:
-    """The samples of one round each: ours, the ordinary client, the bare socket; in seconds."""
-    found = []
-    stage.flush()
-    run = new_run()
-    with actors((ask, stage.url, run, rounds), (answer, stage.url, run)) as (asker, _):
-        found.append(asker.receive())
-    for first, second in ((raw_ask, raw_answer), (bare_ask, bare_answer)):
+def ping_pong(stage: Stage, turn: int, rounds: int) -> dict[str, list[float]]:
+    """The samples of one round of each side, in seconds."""
+    found = {}
+    url, run = stage.url, new_run()
+    for name, first, second in in_turn(
+        turn,
+        ("ours", (ask, url, run, rounds), (answer, url, run)),
+        ("raw", (raw_ask, url, rounds), (raw_answer, url)),
+        ("bare", (bare_ask, url, rounds), (bare_answer, url)),
+        ("least", (least.ask, url, run, rounds), (least.answer, url, run)),
+    ):
         stage.flush()
-        with actors((first, stage.url, rounds), (second, stage.url)) as (asker, _):
+        with actors(first, second) as (asker, _):
             asker.send()
-            found.append(asker.receive())
-    return [samples[len(samples) // 20 :] for samples in found]  # without the first few, which warm up
+            samples = asker.receive()
+        found[name] = samples[len(samples) // 20 :]  # without the first few, which warm up
+    return found
 
 
 def run(stage: Stage) -> list[Row]:
@@ -111,7 +117,7 @@ def run(stage: Stage) -> list[Row]:
         with stage.server(one_cpu=one_cpu):
             for turn in range(stage.rounds):
                 progress(f"wake-up, {place}, round {turn + 1}")
-                for samples, name in zip(ping_pong(stage, stage.size(2000, 200)), ("ours", "raw", "bare"), strict=True):
+                for name, samples in ping_pong(stage, turn, stage.size(2000, 200)).items():
                     getattr(p50, name).append(quantile(samples, 0.5) * 1e6)
                     getattr(p99, name).append(quantile(samples, 0.99) * 1e6)
         rows += [p50, p99]

@@ -14,6 +14,7 @@ from taskbus.condition import Condition
 from taskbus.config import check_name
 from taskbus.errors import BusUnavailable, ConfigError, NotStarted
 from taskbus.mailbox import ErrorBox, Listener, function_name
+from taskbus.threads import Thread
 from taskbus.waiting import Trail, Waiter
 
 if TYPE_CHECKING:
@@ -351,7 +352,7 @@ def on_delivery_thread() -> bool:
     return isinstance(threading.current_thread(), _DeliveryThread)
 
 
-class _DeliveryThread(threading.Thread):
+class _DeliveryThread(Thread):
     """Runs one listener at a time; between two it blocks on its own lock, without a timeout."""
 
     def __init__(self, loop: EventLoop, name: str) -> None:
@@ -366,16 +367,7 @@ class _DeliveryThread(threading.Thread):
     def wake(self) -> None:
         self._wake.release()
         if self.ident is None:
-            interrupt: BaseException | None = None
-            try:
-                self.start()
-            except RuntimeError as error:
-                # A signal handler has raised in the wait of `start`, and its lock, which is not held there, complains.
-                interrupt = error.__context__ if str(error) == "release unlocked lock" else None
-                if interrupt is None:
-                    raise
-            if interrupt is not None:
-                raise interrupt
+            self.start()
 
     def end(self) -> None:
         self.ends = True

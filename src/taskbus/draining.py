@@ -11,6 +11,8 @@ from multiprocessing.connection import wait
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from taskbus.threads import Thread
+
 if TYPE_CHECKING:
     from taskbus.router import Router
 
@@ -76,7 +78,7 @@ class Draining:
             self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._handle)
-            self._thread = threading.Thread(target=self._run, name="taskbus-signals", daemon=True)
+            self._thread = Thread(target=self._run, name="taskbus-signals", daemon=True)
             self._thread.start()
         return self
 

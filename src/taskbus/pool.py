@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from taskbus.condition import Condition
 from taskbus.errors import NotStarted
 from taskbus.mailbox import ErrorBox, function_name
+from taskbus.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,7 +95,7 @@ class Pool:
             if self._spare < 0 and len(self._threads) < self._limit:
                 self._spare += 1
                 name = f"taskbus-{self._name}-{len(self._threads)}"
-                thread = threading.Thread(target=self._work, name=name, daemon=True)
+                thread = Thread(target=self._work, name=name, daemon=True)
                 self._threads.append(thread)
         self._jobs.put((latch, fn, args))
         if thread is not None:

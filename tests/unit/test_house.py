@@ -21,6 +21,7 @@ HOUSE = [
     "errors",
     "types",
     "condition",
+    "threads",
     "stopping",
     "globs",
     "config",

@@ -27,6 +27,7 @@ from taskbus.bus.wire import Wire, pack
 from taskbus.condition import Condition
 from taskbus.errors import BusDenied, BusError, BusUnavailable
 from taskbus.stopping import left_until
+from taskbus.threads import Thread
 
 if TYPE_CHECKING:
     from taskbus.bus.connect import Target
@@ -117,7 +118,7 @@ class Channels:
     def _begin(self) -> None:
         self._has_given_up = False
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="taskbus-channels", daemon=True)
+            self._thread = Thread(target=self._run, name="taskbus-channels", daemon=True)
             self._thread.start()
 
     def keep(self, listened: Collection[str]) -> None:

@@ -15,6 +15,7 @@ from redis.exceptions import ResponseError
 
 from taskbus.errors import BusDenied, BusError, Fenced
 from taskbus.stopping import left_until
+from taskbus.threads import Thread
 
 if TYPE_CHECKING:
     from taskbus.bus.registry import Registry
@@ -63,7 +64,7 @@ class Heart:
         self._rung.acquire()
         self._early = False
         self._stopped = False
-        self._thread = threading.Thread(target=self._run, name="taskbus-heart", daemon=True)
+        self._thread = Thread(target=self._run, name="taskbus-heart", daemon=True)
         self._turn = 0
         self._looks = 0
         self._looked = 0.0

@@ -20,6 +20,7 @@ from taskbus.bus.turn import Turn
 from taskbus.bus.wire import NOTHING, Wire
 from taskbus.errors import BusDenied, BusError, BusUnavailable, Fenced
 from taskbus.stopping import left_until
+from taskbus.threads import Thread
 
 if TYPE_CHECKING:
     from taskbus.bus.connect import Target
@@ -63,7 +64,7 @@ class Reader(Subscriptions):
         self._is_lent = False
         self._waiters: set[object] = set()
         self.goals = Goals(keys)
-        self._thread = threading.Thread(target=self._run, name="taskbus-reader", daemon=True)
+        self._thread = Thread(target=self._run, name="taskbus-reader", daemon=True)
         self.reconnects = 0
 
     def start(self, inbox: bytes, at: EntryId) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import select
 import socket
 import struct
-import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from redis import exceptions as driver
 from redis.connection import DefaultParser
 
 from taskbus.bus.connect import Target, explain
+from taskbus.bus.opening import Opening
 from taskbus.bus.room import make_room
 from taskbus.bus.scripts import load
 from taskbus.errors import BusError, BusUnavailable
@@ -53,38 +53,6 @@ def pack_value(command: Sequence[bytes], value: Sequence[Part], tail: Sequence[b
     return [head + b"$%d\r\n" % size, *value, end]
 
 
-class _Opening:
-    """A connection that is being opened on a thread of its own: no resolver or handshake keeps who waits too long."""
-
-    def __init__(self, target: Target) -> None:
-        self.over = threading.Event()
-        self.connection: Any = target.connection()
-        self.error: Exception | None = None
-        self._lock = threading.Lock()
-        self._abandoned = False
-        threading.Thread(target=self._run, name="taskbus-connect", daemon=True).start()
-
-    def _run(self) -> None:
-        try:
-            self.connection.connect()
-        except Exception as error:  # noqa: BLE001 it is raised where somebody waits for this connection
-            self.error = error
-        with self._lock:
-            if self._abandoned or self.error is not None:
-                self.connection.disconnect()
-            self.over.set()
-
-    def abandon(self) -> None:
-        """Nobody wants it any more; wakes who still waits."""
-        with self._lock:
-            if not self._abandoned:
-                self._abandoned = True
-                self.error = self.error or driver.ConnectionError("the connection was closed")
-                if self.over.is_set():
-                    self.connection.disconnect()
-                self.over.set()
-
-
 class Wire:
     """A connection that is open or not; used by one thread at a time, except :meth:`abort`.
 
@@ -96,7 +64,7 @@ class Wire:
         self.target = target
         self.timeout = timeout
         self.deadline: float | None = None
-        self._opening: _Opening | None = None
+        self._opening: Opening | None = None
         self._moves = 0
         self._connection: Any = None
         self._socket: Any = None
@@ -150,7 +118,7 @@ class Wire:
         self._connection = connection
 
     def _wait_for_opening(self) -> Any:
-        opening = self._opening = self._opening or _Opening(self.target)
+        opening = self._opening = self._opening or Opening(self.target)
         patience = self.target.patience
         if self.deadline is not None:
             patience = max(0.0, min(patience, self.deadline - time.monotonic()))

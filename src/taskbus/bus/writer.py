@@ -26,6 +26,7 @@ from taskbus.bus.scripts import load
 from taskbus.bus.turn import GRACE
 from taskbus.bus.wire import NOTHING, Wire
 from taskbus.errors import BusDenied, BusError, BusUnavailable, Fenced, NotAcknowledged
+from taskbus.threads import Thread
 
 if TYPE_CHECKING:
     from taskbus.bus.connect import Target
@@ -74,7 +75,7 @@ class Writer(Outbox):
         self._turn = threading.RLock()  # held by an emit while it sends, and only that can give it back
         self._epoch = b""  # when Redis acknowledged something last
         self._history: deque[tuple[Any, ...]] = deque(maxlen=_HISTORY)  # number, and event, first, count of each frame
-        self._thread = threading.Thread(target=self._run, name="taskbus-writer", daemon=True)
+        self._thread = Thread(target=self._run, name="taskbus-writer", daemon=True)
         self.on_fenced: Callable[[BusError], None] = self.fail
         self.epoch: Callable[[], bytes] = lambda: b""
         self.diagnose: Callable[[BusDenied, Wire], BusDenied] = lambda error, wire: error

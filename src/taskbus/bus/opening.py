@@ -1,0 +1,47 @@
+"""A connection that is being opened on a thread of its own: no resolver or handshake keeps who waits too long."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from redis import exceptions as driver
+
+from taskbus.threads import Thread
+
+if TYPE_CHECKING:
+    from taskbus.bus.connect import Target
+
+__all__ = ["Opening"]
+
+
+class Opening:
+    """Begins at once; ``connection`` is open once it is ``over``, unless there is an ``error``."""
+
+    def __init__(self, target: Target) -> None:
+        self.over = threading.Event()
+        self.connection: Any = target.connection()
+        self.error: Exception | None = None
+        self._lock = threading.Lock()
+        self._abandoned = False
+        Thread(target=self._run, name="taskbus-connect", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self.connection.connect()
+        except Exception as error:  # noqa: BLE001 it is raised where somebody waits for this connection
+            self.error = error
+        with self._lock:
+            if self._abandoned or self.error is not None:
+                self.connection.disconnect()
+            self.over.set()
+
+    def abandon(self) -> None:
+        """Nobody wants it any more; wakes who still waits."""
+        with self._lock:
+            if not self._abandoned:
+                self._abandoned = True
+                self.error = self.error or driver.ConnectionError("the connection was closed")
+                if self.over.is_set():
+                    self.connection.disconnect()
+                self.over.set()
