@@ -1,7 +1,7 @@
 """The least that could do it: what the promises cost on the wire, or in the call, and nothing of what keeps them.
 
-No lock, no deadline, no error, no check, no bound, no thread that minds the rest. What a row lacks to its reach beyond
-this is the work of taskbus; what this lacks itself is the server's, the system's or Python's.
+No lock, no deadline, no bound, no thread that minds the rest, no error but those of our codec and frames, which check
+what they write and read. What lies between this and a row of ours is the work of taskbus.
 """
 
 from __future__ import annotations
@@ -22,21 +22,33 @@ from taskbus.config import RouterConfig
 _BLOCK = 4000
 
 
+def _bulk(argument: bytes) -> bytes:
+    return b"$%d\r\n%b\r\n" % (len(argument), argument)
+
+
 class Node:
-    """Appends by the script, reads two keys at a time, in our frames, each over a bare socket of its own."""
+    """Appends by the script, reads two keys at a time, in our frames, each over a bare socket of its own.
+
+    What does not change is packed once, as taskbus does, too.
+    """
 
     def __init__(self, url: str, run: str, name: str, there: str) -> None:
-        keys, self._name, config = Keys(run), name.encode(), RouterConfig(url=url, run_id=run)
+        keys, event, config = Keys(run), name.encode(), RouterConfig(url=url, run_id=run)
         self._producer = f"{name:-<16}"
         self._writer, self._reader = Bare(url), Bare(url)
-        inbox = keys.inbox(name)
+        producer, inbox = keys.producer(self._producer), keys.inbox(name)
         limits = (config.retention_events, config.retention_bytes, int(config.retention_seconds * 1000))
-        self._limits = " ".join([*map(str, (*limits, int(config.run_ttl * 1000))), keys.prefix]).encode()
-        self._script = self._writer.call(b"SCRIPT", b"LOAD", load("append", False).text)
-        self._writer.call(b"HSET", keys.producer(self._producer), b"batch", b"-1")
+        limit = " ".join([*map(str, (*limits, int(config.run_ttl * 1000))), keys.prefix]).encode()
+        script = self._writer.call(b"SCRIPT", b"LOAD", load("append", False).text)
+        self._writer.call(b"HSET", producer, b"batch", b"-1")
         self._writer.call(b"XADD", inbox, b"*", b"k", b"none")
-        self._keys = keys.producer(self._producer), keys.streams, keys.events(name)
-        self._read = b"XREAD", b"COUNT", 64, b"BLOCK", _BLOCK, b"STREAMS", keys.events(there), inbox
+        append = b"EVALSHA", script, b"3", producer, keys.streams, keys.events(name), limit
+        self._append = b"*13\r\n" + b"".join(map(_bulk, append))
+        self._event = _bulk(event) + _bulk(b"1")
+        block = b"%d" % _BLOCK
+        read = b"XREAD", b"COUNT", b"64", b"BLOCK", block, b"STREAMS", keys.events(there), inbox
+        self._read = b"*10\r\n" + b"".join(map(_bulk, read))
+        self._inbox = _bulk(b"9999999999999-0")
         self._last = b"0-0"
         self._sent = 0
 
@@ -45,12 +57,14 @@ class Node:
         data = frame.pack(self._producer, self._sent + 1, 1, b"[%b]" % text)
         if self._sent:
             self._writer.read()
-        values = self._limits, self._sent, self._name, 1, len(text), data, b""
-        self._writer.send(b"EVALSHA", self._script, 3, *self._keys, *values)
+        number, size = b"%d" % self._sent, b"%d" % len(text)
         self._sent += 1
+        values = self._append, _bulk(number), self._event, _bulk(size), _bulk(data), _bulk(b"")
+        self._writer.socket.send(b"".join(values))
 
     def wait(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        [[_, [[self._last, [_, data]]]]] = self._reader.call(*self._read, self._last, b"9999999999999-0")
+        self._reader.socket.send(self._read + _bulk(self._last) + self._inbox)
+        [[_, [[self._last, [_, data]]]]] = self._reader.read()
         return frame.events(frame.unpack(data, max_size=1 << 20))[0]
 
 

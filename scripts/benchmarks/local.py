@@ -73,7 +73,8 @@ def _wake(count: int, place: Any) -> float:
         thread.start()
         pause = threading.Event()
         for number in range(count):
-            waiting.acquire()
+            while not waiting.acquire(timeout=1.0):
+                task.emit("event", number, only_local=True)  # the last one came before it waited
             pause.wait(0.0005)  # until it blocks
             sent[0] = now()
             task.emit("event", number, only_local=True)

@@ -156,9 +156,10 @@ class Stage:
 
 
 def in_turn(turn: int, *sides: T) -> Sequence[T]:
-    """The sides in the order of this round: each is first, last and after each other one as often as it can be."""
-    first = turn % len(sides)
-    return sides[first:] + sides[:first]
+    """The sides in the order of this round: another one begins each time, and every other time it goes backwards."""
+    first = turn // 2 % len(sides)
+    order = sides[first:] + sides[:first]
+    return order[::-1] if turn % 2 else order
 
 
 def new_run() -> str:

@@ -57,10 +57,10 @@ def check_event(event: str) -> None:
 class Names(set[str]):
     """Names of events that were found to be in order, so that each is checked but once."""
 
-    def learn(self, event: str, *, reserved: bool = True) -> None:
-        """Check ``event`` and add it; ``reserved``: names of our own events are for us alone."""
+    def learn(self, event: str, *, may_be_ours: bool = False) -> None:
+        """Check ``event`` and add it; only where it ``may_be_ours`` can it be one of those that taskbus emits."""
         check_event(event)
-        if reserved and event.startswith("taskbus."):
+        if not may_be_ours and event.startswith("taskbus."):
             raise ConfigError(f"event names that begin with 'taskbus.' are reserved, {event!r} was given", event=event)
         if len(self) >= NAMES_KNOWN:
             self.clear()

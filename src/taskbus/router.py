@@ -240,7 +240,7 @@ class Router(Meetings):
         **kwargs: Any,
     ) -> None:
         """Emit ``event`` to the listeners of this node and of the run; see ``Task.emit``."""
-        if type(event) is not str or event not in self._names:
+        if not isinstance(event, str) or event not in self._names:
             self._names.learn(event)
         self.emit_event(event, args, kwargs, only_remote, only_local, only_to, transient)
 

@@ -55,7 +55,7 @@ class Task(Presence, Steps):
         self._finish = False
         self._pid = 0
         self._listeners: WeakSet[Listener] = WeakSet()
-        self._names, self._awaited = Names(), Names()  # of this life; which are emitted, and waited for
+        self._names, self._awaited = Names(), Names()  # that were emitted, and waited for, in this life
         self._waits = Waits(NOT_STARTED)
         self._life_lock = threading.Lock()
 
@@ -286,7 +286,7 @@ class Task(Presence, Steps):
         """
         if self._errors.kept and not on_delivery_thread():
             self._errors.raise_first()
-        if type(event) is not str or event not in self._names:
+        if not isinstance(event, str) or event not in self._names:
             self._check_started()
             self._names.learn(event)
         if only_local and only_to is None and not only_remote:
@@ -363,9 +363,9 @@ class Task(Presence, Steps):
             NotStarted: Another thread stopped the task meanwhile.
             ConfigError: A standalone task keeps no events, so that ``since`` can only be ``"now"``.
         """
-        if type(event) is not str or event not in self._awaited:
+        if not isinstance(event, str) or event not in self._awaited:
             self._check_started()
-            self._awaited.learn(event, reserved=False)
+            self._awaited.learn(event, may_be_ours=True)
         if timeout is not math.inf:
             check_timeout(timeout)
         try:

@@ -74,7 +74,7 @@ def test_events_of_a_name_that_comes_in_bulk_wait_for_others_of_it(
     """A short while, which is made long here; and what is to end that ends it."""
     length = 1.0 if end == "time" else 10.0
     monkeypatch.setattr("taskbus.bus.writer._GATHERING", length)
-    monkeypatch.setattr("taskbus.bus.writer._BULK_LASTS", 60.0)
+    monkeypatch.setattr("taskbus.bus.direct._BULK_LASTS", 60.0)
     router = Router(redis_server.url, run_id=run_id)
     with Router(redis_server.url, run_id=run_id) as b, Task().start(router=router) as a:
         got, other = Collected(), Collected()

@@ -173,6 +173,44 @@ def test_only_to_reaches_the_nodes_whose_labels_match(join: Join) -> None:
     assert got["collector-2"] == [0, 1, 2, 3, "end"]
 
 
+@pytest.mark.parametrize("secret", [None, "key"])
+@pytest.mark.parametrize(
+    ("value", "how", "heard"),
+    [
+        (1, {}, "ab"),
+        (1, {"only_to": "right"}, "b"),
+        (1, {"only_to": "left"}, "a"),
+        (1, {"only_remote": True}, "b"),
+        (1, {"only_local": True}, "a"),
+        (1, {"transient": True}, "ab"),
+        (1, {"transient": True, "only_to": "right"}, "b"),
+        (b"bytes", {}, "ab"),
+        ("x" * 3000, {}, "ab"),
+        ("x" * 10_000, {"only_to": "right"}, "b"),
+    ],
+)
+def test_an_event_that_leaves_alone_goes_where_it_is_sent(
+    value: object, how: dict[str, Any], heard: str, secret: str | None, join: Join, redis_url: str, run_id: str
+) -> None:
+    a, b = (join(labels=label, secret=secret, blob_threshold=2000) for label in ("left", "right"))
+    got = {"a": Collected(), "b": Collected()}
+    a.on("x", got["a"])
+    b.on("x", got["b"])
+    for each, places in (("first", {}), (value, how), ("last", {})):
+        a.emit("x", each, **places)
+        a.sync()
+        until(lambda: a.stats().outbox_events == 0)
+    for name, listener in got.items():
+        until(lambda listener=listener: "last" in listener, 10)  # type: ignore[misc]
+        until(lambda listener=listener, name=name: len(listener) == 2 + (name in heard))  # type: ignore[misc]
+        kept = [each for each in listener if each in ("first", "last")]
+        assert kept == ["first", "last"]
+        assert [each for each in listener if each not in kept] == [value] * (name in heard)
+    with plain_client(redis_url) as client:
+        is_kept = not (how.get("transient") or how.get("only_local"))
+        assert client.xlen(f"taskbus:{{{run_id}}}:events:x") == 2 + is_kept
+
+
 def test_only_local_and_only_remote(join: Join) -> None:
     a, b = join(), join()
     here, there = Collected(), Collected()

@@ -132,9 +132,7 @@ class Life:
         intake.on_inbox = self._take_inbox
         intake.on_state_loss = self._state_lost
         intake.reject = reader.taker.reject
-        self.writer.epoch = partial(
-            getattr, self.registry, "epoch"
-        )  # a call in C, and this is on the way of every emit
+        self.writer.epoch = partial(getattr, self.registry, "epoch")  # in C: it is asked for with every emit
         self.loop.on_room = lambda event: reader.wake()
         heart.is_healthy = self.is_healthy
         heart.counts = lambda: counts(self)

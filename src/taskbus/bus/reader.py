@@ -302,7 +302,7 @@ class Reader(Subscriptions):
                 return  # whoever stops it may have found nothing yet to cut or to wake
             self._asked, self._rewinds_asked = plan.wanted, self._rewinds
             self._blocked = True
-        if not plan.cursors:
+        if not (plan.cursors or plan.tail):
             self._stopping.wait(1.0)  # every key is wrong
             self._forget_read()
             return
@@ -310,6 +310,7 @@ class Reader(Subscriptions):
         for cursor in plan.cursors:
             at = b"%d-%d" % cursor.at
             command += b"$%d\r\n%b\r\n" % (len(at), at)
+        command += plan.tail
         self._wire.send([command])
 
     def _take(self, deadline: float | None = None) -> None:
@@ -370,6 +371,8 @@ class Reader(Subscriptions):
         self._look_for_wrong(self._wire, keys)
 
     def _take_inbox(self, entries: Sequence[Any], *, later: bool = False) -> None:
+        if entries:
+            self._plan = None  # it holds the place in the inbox
         for entry_id, fields in entries:
             self._inbox_cursor.at = max(self._inbox_cursor.at, parse_id(entry_id))
             if later:

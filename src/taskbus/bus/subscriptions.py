@@ -43,10 +43,11 @@ Wanted = dict[bytes, tuple[Stream, Readers]]
 
 
 class Plan(NamedTuple):
-    """A read as it is asked for again and again: all of the command but the ids, and where those come from."""
+    """A read as it is asked for again and again: all of the command but the ids of events, and where to find them."""
 
     head: bytes
     cursors: tuple[Cursor, ...]
+    tail: bytes
     wanted: Wanted
     has_laggards: bool
 
@@ -229,13 +230,15 @@ class Subscriptions:
                 cursors.append(own[0] if len(own) == 1 else min(own, key=lambda cursor: cursor.at))
         if not has_laggards:
             self._without_laggards = True  # so that the next one, with mostly nothing to catch up with, joins at once
+        tail = b""
         if not self._inbox_wrong:
             keys.append(self.inbox)
-            cursors.append(self._inbox_cursor)
+            at = format_id(self._inbox_cursor.at)  # which seldom moves, and then this is made anew
+            tail = b"$%d\r\n%b\r\n" % (len(at), at)
         block = () if hurry else (b"BLOCK", int(self._config.block * 1000))
         whole = pack(b"XREAD", b"COUNT", COUNT, *block, b"STREAMS", *keys, *[b"" for _ in keys])
         head = whole[: len(whole) - len(keys) * len(b"$0\r\n\r\n")]
-        return Plan(head, tuple(cursors), wanted, has_laggards)
+        return Plan(head, tuple(cursors), tail, wanted, has_laggards)
 
     def _prune(self) -> None:
         now = time.monotonic()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from taskbus.bus.calls import Calls
     from taskbus.bus.cursor import Cursor, EntryId
     from taskbus.bus.keys import Keys
-    from taskbus.bus.streams import Readers, Rest, Stream
+    from taskbus.bus.streams import Laggard, Readers, Rest, Stream
     from taskbus.config import RouterConfig
     from taskbus.dispatch import EventLoop
     from taskbus.types import Bare, Event, Sink
@@ -63,7 +63,8 @@ class Taker:
 
     def __init__(self, config: RouterConfig, keys: Keys, blobs: Calls, node: Admission) -> None:
         self._config = config
-        self._max_frame = config.max_frame
+        self._max_frame, self._secret = config.max_frame, config.secret
+        self._allow_pickle = config.codec == "pickle"
         self._keys = keys
         self._blobs = blobs
         self._node = node
@@ -110,30 +111,33 @@ class Taker:
     ) -> None:
         if not fields or len(fields) != 2 or fields[0] != b"f":
             raise DecodeError("not a frame", reason="foreign")
-        head = frame.unpack(fields[1], max_size=self._max_frame, secret=self._config.secret, scope=stream.scope)
+        head = frame.unpack(fields[1], max_size=self._max_frame, secret=self._secret, scope=stream.scope)
+        is_own = head.producer == self._node.producer
         shared = readers.shared
         if shared is not None and shared.at >= at:
             shared = None
         sinks: Sequence[Sink] = ()
-        if shared is not None and head.producer != self._node.producer:
+        if shared is not None and not is_own:
             sinks = self._listening.get(stream.event, ())
             if len(sinks) != 1 or not sinks[0].ready:  # mostly it is one, and ready
                 sinks = [sink for sink in sinks if sink.ready]
-        laggards = [(one, cursor) for one, cursor in readers.laggards if cursor.at < at] if readers.laggards else ()
         asks = bool(sinks) and shared is not None and shared.is_new(head.producer, head.first, head.count)
-        # For a single one, and no function of others called for it: so all listeners have the same values, read once.
-        by_pieces = head.count > frame.PIECE and not laggards and len(sinks) == 1 and sinks[0].by_pieces
-        for _, cursor in laggards:
-            is_wanted = cursor.first_wanted(at, head.count) < head.count
-            asks = asks or (is_wanted and cursor.is_new(head.producer, head.first, head.count))
+        laggards: list[tuple[Laggard, Cursor]] = []
+        if readers.laggards:
+            laggards = [(one, cursor) for one, cursor in readers.laggards if cursor.at < at]
+            asks = asks or any(
+                cursor.first_wanted(at, head.count) < head.count
+                and cursor.is_new(head.producer, head.first, head.count)
+                for _, cursor in laggards
+            )
         # Read before any cursor notes the frame: what cannot be fetched now is read again.
         refused: dict[int, DecodeError] = {}
         page: Page | LazyPage | tuple[()] = ()
-        if head.elsewhere and head.producer == self._node.producer:
-            asks = False
-        if asks and (not head.only_to or self._node.matches(head.only_to)):
+        if asks and not (is_own and head.elsewhere) and (not head.only_to or self._node.matches(head.only_to)):
+            # For a single one, and no function of others called for it: all listeners have the same values, read once.
+            by_pieces = head.count > frame.PIECE and not laggards and len(sinks) == 1 and sinks[0].by_pieces
             page = self._page(stream, at, head, refused, until, by_pieces)
-        nbytes = max(len(fields[1]), head.blob_size)
+        nbytes = max(len(fields[1]), head.blob_size) if page else 0
         if shared is not None:
             start = self._admit(stream, shared, at, head)
             if refused:
@@ -144,15 +148,16 @@ class Taker:
                     taken = sink.offer(page, start, nbytes)
                     if taken < len(page):
                         self.part(stream, shared, at, sink, (page, taken, nbytes))
-        late = 0
-        for laggard, cursor in laggards:
-            start = self._admit(stream, cursor, at, head)
-            start -= sum(index < start for index in refused)
-            if start < len(page):
-                laggard.offer(page, start, nbytes)
-                late = max(late, len(page) - start)
-        if stream.shared is None:
-            self.delivered += late
+        if laggards:
+            late = 0
+            for laggard, cursor in laggards:
+                start = self._admit(stream, cursor, at, head)
+                start -= sum(index < start for index in refused)
+                if start < len(page):
+                    laggard.offer(page, start, nbytes)
+                    late = max(late, len(page) - start)
+            if stream.shared is None:
+                self.delivered += late
 
     def _page(
         self,
@@ -165,29 +170,29 @@ class Taker:
     ) -> Page | LazyPage:
         """The events of a frame, less those that are ``refused``."""
         try:
-            if by_pieces and (pieces := frame.pieces(head, secret=self._config.secret)):
+            if by_pieces and (pieces := frame.pieces(head, secret=self._secret)):
                 read = partial(self._read_piece, pieces, head.count, _name(stream, at))
                 return LazyPage(head.count, frame.PIECE, read)
             blob = self._fetch(head, until) if head.blob is not None else None
-            allow_pickle, secret = self._config.codec == "pickle", self._config.secret
-            events = frame.events(head, blob, secret=secret, allow_pickle=allow_pickle, refused=refused)
+            events = frame.events(head, blob, secret=self._secret, allow_pickle=self._allow_pickle, refused=refused)
         except DecodeError as error:
             error.__dict__["events"] = head.count
             raise
-        for problem in refused.values():
-            self.reject(problem, _name(stream, at))
         if not refused:
             return Page(events, at)
+        for problem in refused.values():
+            self.reject(problem, _name(stream, at))
         kept = [index for index in range(len(events)) if index not in refused]
         return Page([events[index] for index in kept], at, kept)
 
     def _admit(self, stream: Stream, cursor: Cursor, at: EntryId, head: frame.Frame) -> int:
         missing = cursor.pass_over(at[1], head.count)
         start = cursor.first_new(head.producer, head.first, head.count)
-        if start == head.count:
-            cursor.doubted = at[1]  # a repeat, or a copy by somebody else, which has no number
-        if head.producer != self._node.producer:
-            self.repeated += start
+        if start:
+            if start == head.count:
+                cursor.doubted = at[1]  # a repeat, or a copy by somebody else, which has no number
+            if head.producer != self._node.producer:
+                self.repeated += start
         if at[0] == cursor.after[0]:
             start = max(start, cursor.first_wanted(at, head.count))
         if missing > 0:

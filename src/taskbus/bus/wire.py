@@ -28,7 +28,7 @@ __all__ = ["NOTHING", "Arg", "Part", "Wire", "pack", "pack_value"]
 _PIECE = 1 << 20
 _TOGETHER = 256  # parts; the system takes 1024
 _READ_SIZE = 1 << 16
-_AT_ONCE = socket.MSG_DONTWAIT
+_AT_ONCE = socket.MSG_DONTWAIT  # for each event sent and read, and so not looked up there
 NOTHING = object()
 """What is read where no whole reply has come yet."""
 _BULK = ord("$")

@@ -12,19 +12,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from redis import exceptions as driver
 
 from taskbus.bus.backoff import Backoff
-from taskbus.bus.batch import Batch, Packer
-from taskbus.bus.outbox import Outbox
-from taskbus.bus.scripts import load
+from taskbus.bus.batch import Batch
+from taskbus.bus.direct import Direct
 from taskbus.bus.turn import GRACE
-from taskbus.bus.wire import NOTHING, Wire
+from taskbus.bus.wire import Wire
 from taskbus.errors import BusDenied, BusError, BusUnavailable, Fenced, NotAcknowledged
 from taskbus.threads import Thread
 
@@ -37,11 +34,6 @@ __all__ = ["Writer"]
 
 log = logging.getLogger("taskbus")
 
-_HISTORY = 10_000
-_SENT_AT_ONCE = 8192  # bytes; fits into any socket's buffer when nothing is in flight, so that no emit is held up
-_BURST = 0.0003  # seconds between two emits; to send an event alone takes 60 us, to let it gather with others 5
-_BULK = 64  # events of one name in a batch, after which the next of that name wait for company
-_BULK_LASTS = 0.02  # seconds since such a batch was acknowledged
 _GATHERING = 0.001
 """Seconds that events of a name that comes in bulk wait for others of it.
 
@@ -52,35 +44,19 @@ _WAIT_FOR_REPLICAS = 1.0
 _PAUSE_WHEN_DENIED = 5.0
 
 
-class Writer(Outbox):
+class Writer(Direct):
     """Has all that is in the outbox appended, in order, each event once."""
 
     def __init__(
         self, config: RouterConfig, target: Target, keys: Keys, producer: str, on_forgotten: Callable[[], None]
     ) -> None:
-        super().__init__(config, target.where)
+        super().__init__(config, target, keys, producer)
         self._keys = keys
-        self._producer = producer
         self._on_forgotten = on_forgotten
-        self._packer = Packer(config, keys, producer)
-        self._script = load("append", target.in_process)
-        self._wire = Wire(target, min(3.0, config.op_timeout))
-        self._replicas = int(config.ack.partition(":")[2] or 0)
-        self._batch = 0
-        self._begun: Batch | None = None  # by an emit
-        self._begun_at = 0.0
-        self._sent_at = -GRACE  # by an emit
-        self._bulk = ""  # of which many left together
-        self._bulk_at = 0.0  # when those were acknowledged
-        self._turn = threading.RLock()  # held by an emit while it sends, and only that can give it back
-        self._epoch = b""  # when Redis acknowledged something last
-        self._history: deque[tuple[Any, ...]] = deque(maxlen=_HISTORY)  # number, and event, first, count of each frame
         self._thread = Thread(target=self._run, name="taskbus-writer", daemon=True)
         self.on_fenced: Callable[[BusError], None] = self.fail
-        self.epoch: Callable[[], bytes] = lambda: b""
         self.diagnose: Callable[[BusDenied, Wire], BusDenied] = lambda error, wire: error
         self.lost = self.reconnects = self.suppressed = 0
-        self.sign_of_life = time.monotonic()
 
     def start(self) -> None:
         """Begin to write."""
@@ -162,80 +138,9 @@ class Writer(Outbox):
 
     def _may_gather(self) -> bool:
         """Whether all that is to leave comes in bulk, and its frame has room for more."""
-        return len(self._frames) == len(self._open) == 1 and not self._waiting and self._is_bulk(time.monotonic())
-
-    def _is_bulk(self, now: float) -> bool:
-        return now - self._bulk_at < _BULK_LASTS and self._frames[-1].event == self._bulk
-
-    def _new_batch(self) -> Batch:
-        was_inside, self._is_inside = self._is_inside, True  # what the collector finds here may emit when it goes
-        try:
-            frames, rest = self._take()
-            batch = Batch(frames, self._batch)
-            self._frames, self._begun, self._batch = rest, batch, batch.number  # all or, if interrupted, nothing
-            return batch
-        finally:
-            self._is_inside = was_inside
-
-    # The shortest way: while the thread has nothing to do, a small event is sent by the thread that emits it. A hop to
-    # another thread and back takes longer (30 us on one CPU) than Redis takes for the event.
-
-    def _begin(self, size: int) -> Callable[[], None] | None:
-        before, self._begun_at = self._begun_at, time.monotonic()
-        # Whether events come so fast that it is better to let some gather than to send each by itself.
-        is_burst = self._begun_at - before < _BURST or (self._bulk and self._is_bulk(self._begun_at))
-        if size > _SENT_AT_ONCE or is_burst or self._wire.descriptor < 0 or not self._turn.acquire(blocking=False):
-            return super()._begin(size)
-        batch = self._new_batch()
-        self._sent_at = self._begun_at
-        return partial(self._send_begun, batch)
-
-    def pause(self) -> None:
-        """Whoever emits begins to wait for something: what comes next is no burst."""
-        self._begun_at, self._bulk = 0.0, ""
-        if self._gathers:
-            self._bell.ring()
-
-    def _send_begun(self, batch: Batch) -> None:
-        """On the thread of an emit. The writer's thread begins anew where that fails."""
-        try:
-            command = self._packer.lone(self._script.sha, batch)
-            if not command:
-                self._packer.pack(batch)
-                command = b"".join(batch.parts(self._command(b"EVALSHA", batch)))
-            batch.is_sent = self._wire.send_now(command)
-        finally:
-            self._turn.release()
-            if not batch.is_sent:
-                with self._lock:
-                    self._bell.ring()
-
-    def _mend(self) -> None:
-        try:
-            self._turn.release()
-        except RuntimeError:
-            pass  # it is not held here
-        super()._mend()
-
-    # And the answer is read by the next emit, while emits come one by one: the thread rests, and looks after it only if
-    # that takes long, or more events come first.
-
-    def _hear(self) -> bool:
-        batch = self._begun
-        if batch is not None and batch.answer is None and batch.is_sent and not (batch.asked or batch.blobs):
-            batch.is_sent = False  # if a signal handler raises now, nobody knows how much of the answer has been read
-            answer = self._wire.read_now()
-            batch.is_sent = True
-            if answer is not NOTHING:
-                batch.answer = answer
-                if type(answer) is list and answer == [b"OK", batch.number - 1] and not self._replicas:
-                    self._epoch = self.epoch()
-                    self._done(batch)
-                    self._begun = None
-                    return True
-        self._rests = False
-        self._bell.ring()
-        return False
+        if self._waiting or not len(self._frames) == len(self._open) == 1:
+            return False
+        return self._is_bulk(self._frames[0].event, time.monotonic())
 
     def _take_over(self, batch: Batch) -> Batch:
         with self._turn:
@@ -266,19 +171,6 @@ class Writer(Outbox):
                 return
         with self._lock:
             self._done(batch)
-
-    def _done(self, batch: Batch) -> None:
-        self.sign_of_life = time.monotonic()
-        if batch.frames and batch.frames[0].count >= _BULK:
-            self._bulk, self._bulk_at = batch.frames[0].event, self.sign_of_life
-        if batch.durable:
-            # Flat: three tuples for each batch had the collector come three times as often.
-            told: list[Any] = [batch.number]
-            for item in batch.durable:
-                told += item.event, item.first, item.count
-            self._history.append(tuple(told))
-        if self._settle(batch):
-            log.warning("Redis at %s takes events again", self._where)
 
     def _open_wire(self) -> None:
         if not self._wire.is_open:
@@ -314,10 +206,6 @@ class Writer(Outbox):
         if isinstance(answer, Exception):
             raise self._wire.explain(answer, self._script.culprit(str(answer), batch.streams)) from answer
         return self._understand(answer, batch)
-
-    def _command(self, how: bytes, batch: Batch) -> bytes:
-        script = self._script.sha if how == b"EVALSHA" else self._script.text
-        return self._packer.command(how, script, batch)
 
     def _check_published(self, channel: str, reply: Any) -> None:
         """Transient events never keep durable ones waiting: what is refused is reported, and gone."""
