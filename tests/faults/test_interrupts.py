@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import pytest
 
 from taskbus import Router, Task
+from taskbus.bus.turn import GRACE
 from taskbus.errors import BusUnavailable, ConfigError
 from taskbus.testing import RedisServer, until
 from tests.faults.conftest import scaled
@@ -416,3 +418,70 @@ def test_what_a_handler_raises_while_a_listener_gets_its_thread_comes_out(monkey
 
     monkeypatch.setattr(threading.Condition, "_acquire_restore", interrupted)
     assert any(is_told() for _ in range(50)), "the thread was always there before `start` waited for it"
+
+
+@pytest.mark.parametrize("handler", ["emits while a sync reads an answer", "raises before an emit has heard one"])
+def test_what_the_thread_is_about_to_send_is_not_overtaken(
+    handler: str, redis_server: RedisServer, run_id: str
+) -> None:
+    """Its batch has a number already: with one of a later number before it Redis would take it for a repeat."""
+    got: list[tuple[int, str]] = []
+    with Router(redis_server.url, run_id=run_id) as a, Router(redis_server.url, run_id=run_id) as b:
+        b.on("x", lambda turn, what: got.append((turn, what)))
+        writer: Any = a.life.writer
+        exchange, read_now = writer._exchange, writer._wire.read_now
+        begun = threading.Event()
+
+        def slowly(batch: Any) -> Any:
+            begun.set()
+            time.sleep(0.005)
+            return exchange(batch)
+
+        def emits(turn: int) -> Any:
+            writer._wire.read_now = read_now
+            a.emit("x", turn, "handler")
+            return read_now()
+
+        def raises() -> bool:
+            del writer._hear
+            raise Interrupt
+
+        def others(turn: int) -> None:
+            begun.wait(1)
+            a.emit("x", turn, "other")
+
+        writer._exchange = slowly
+        for turn in range(10):
+            for what in ("first", "second"):  # the answer to the second is left to the next emit, or sync
+                a.sync()
+                time.sleep(0.003)
+                a.emit("x", turn, what)
+                time.sleep(0.003)
+            begun.clear()
+            if handler.startswith("emits"):
+                writer._wire.read_now = partial(emits, turn)
+            else:
+                writer._hear = raises
+                with pytest.raises(Interrupt):
+                    a.emit("x", turn, "handler", only_remote=True)  # not alone, or it would not be in the outbox
+            other = threading.Thread(target=others, args=(turn,))
+            other.start()
+            a.sync()
+            other.join()
+            a.sync()
+        until(lambda: len(got) == 40, 10)
+        whats = ("first", "second", "handler", "other")
+        assert sorted(got) == sorted((turn, what) for turn in range(10) for what in whats)
+        assert a.stats().suppressed == a.stats().lost == 0
+
+
+def test_an_emit_that_waits_for_room_has_the_answer_read(redis_server: RedisServer, run_id: str) -> None:
+    with Router(redis_server.url, run_id=run_id, outbox_events=1) as router:
+        router.sync()
+        took = 0.0
+        for number in range(20):
+            began = time.monotonic()
+            router.emit("x", number)
+            took += time.monotonic() - began
+            time.sleep(0.005)
+        assert took < 5 * GRACE, "every other emit has waited for the thread to look"

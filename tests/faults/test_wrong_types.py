@@ -161,3 +161,17 @@ def test_p0_40_a_node_that_asks_for_nothing_names_it_too(
         ]
         assert not late
         assert not [text for text in log_lines.texts() if "unforeseen" in text]
+
+
+def test_p0_40_a_node_whose_inbox_has_the_wrong_type_hears_what_it_subscribes_to(
+    redis_server: RedisServer, run_id: str
+) -> None:
+    """To take in another stream it has to be woken, by its inbox, or else by a new connection."""
+    with Router(redis_server.url, run_id=run_id) as a, Router(redis_server.url, run_id=run_id) as b:
+        got: list[int] = []
+        with redis_server.client() as client:
+            replace(client, a.life.reader.inbox, "string")
+            a.on("x", got.append)
+            b.emit("x", 1)
+            until(lambda: got == [1], 4)
+            client.delete(a.life.reader.inbox)

@@ -44,7 +44,3 @@ def test_more_names_than_are_remembered() -> None:
     for number in range(2500):
         batch = Batch([opened(event=f"x{number}")], number)
         assert packing.lone(SCRIPT, batch) == by_the_long_way(packing, batch)
-
-
-def test_what_is_signed_does_not_go_the_short_way() -> None:
-    assert packer(secret=b"s").lone(SCRIPT, Batch([opened()], 0)) == b""

@@ -118,7 +118,8 @@ class Backlog:
     def _wait_for_change(self, timeout: float) -> bool:
         self._waiting += 1
         try:
-            if self._gathers:
+            if self._gathers or self._rests:
+                self._rests = False
                 self._bell.ring()
             return self._changed.wait(timeout)
         finally:

@@ -48,12 +48,13 @@ class Direct(Outbox):
         self._script = load("append", target.in_process)
         self._wire = Wire(target, min(3.0, config.op_timeout))
         self._replicas = int(config.ack.partition(":")[2] or 0)
-        self._most_alone = min(self._max_payload, self._alone, _SENT_AT_ONCE)
+        self._most_alone = min(self._max_payload, self._beside_from, _SENT_AT_ONCE)
+        self._packs_plain = config.secret is None
         self._batch = 0
         self._begun: Batch | None = None  # by an emit
         self._begun_at = 0.0
         self._sent_at = -GRACE  # by an emit
-        self._bulk = ""  # of which many left together
+        self._bulk_event = ""  # of which many left together
         self._bulk_at = 0.0  # when those were acknowledged
         self._turn = threading.RLock()  # held by an emit while it sends, and only that can give it back
         self._epoch = b""  # when Redis acknowledged something last
@@ -63,7 +64,7 @@ class Direct(Outbox):
 
     def pause(self) -> None:
         """Whoever emits begins to wait for something: what comes next is no burst."""
-        self._begun_at, self._bulk = 0.0, ""
+        self._begun_at, self._bulk_event = 0.0, ""
         if self._gathers:
             self._bell.ring()
 
@@ -82,7 +83,7 @@ class Direct(Outbox):
                 self._is_inside = True
                 try:
                     is_free = self._idle or (self._rests and self._hear())
-                    if not is_free or not self._may_send(event):
+                    if not is_free or not self._take_turn(event):
                         return None
                     number = self.sequence.get(event, 0) + 1
                     item = OpenFrame(event, event, number, (), False, False)
@@ -90,7 +91,7 @@ class Direct(Outbox):
                     item.text += b"]"
                     item.count, item.size = 1, size
                     batch = Batch([item], self._batch)
-                    batch.is_plain = True
+                    batch.is_plain = self._packs_plain
                     self.sequence[event] = number  # from here on nothing is called, so no signal handler comes in
                     self.emitted += 1
                     self.bytes_waiting += size
@@ -105,21 +106,24 @@ class Direct(Outbox):
         return sinks
 
     def _begin(self, event: str, size: int) -> Callable[[], None] | None:
-        if size > _SENT_AT_ONCE or not self._may_send(event):
+        if size > _SENT_AT_ONCE or not self._take_turn(event):
             return super()._begin(event, size)
         return partial(self._send_begun, self._new_batch())
 
-    def _may_send(self, event: str) -> bool:
-        """Whether it is better to send at once than to let some gather, and can be done; then the turn is taken."""
+    def _take_turn(self, event: str) -> bool:
+        """Take the turn, where it is better to send at once than to let some gather, and can be done.
+
+        Asked a second time for an event it says no, for that is like a burst.
+        """
         before, self._begun_at = self._begun_at, time.monotonic()
-        is_burst = self._begun_at - before < _BURST or (self._bulk and self._is_bulk(event, self._begun_at))
+        is_burst = self._begun_at - before < _BURST or (self._bulk_event and self._is_bulk(event, self._begun_at))
         if is_burst or self._wire.descriptor < 0 or not self._turn.acquire(blocking=False):
             return False
         self._sent_at = self._begun_at
         return True
 
     def _is_bulk(self, event: str, now: float) -> bool:
-        return now - self._bulk_at < _BULK_LASTS and event == self._bulk
+        return now - self._bulk_at < _BULK_LASTS and event == self._bulk_event
 
     def _new_batch(self) -> Batch:
         was_inside, self._is_inside = self._is_inside, True  # what the collector finds here may emit when it goes
@@ -134,8 +138,9 @@ class Direct(Outbox):
     def _send_begun(self, batch: Batch) -> None:
         """On the thread of an emit. The writer's thread begins anew where that fails."""
         try:
-            command = self._packer.lone(self._script.sha, batch) if batch.is_plain else b""
-            if not command:
+            if batch.is_plain:
+                command = self._packer.lone(self._script.sha, batch)
+            else:
                 self._packer.pack(batch)
                 command = b"".join(batch.parts(self._command(b"EVALSHA", batch)))
             batch.is_sent = self._wire.send_now(command)
@@ -179,7 +184,7 @@ class Direct(Outbox):
         """It is acknowledged. The lock is held."""
         self.sign_of_life = time.monotonic()
         if batch.frames and batch.frames[0].count >= _BULK:
-            self._bulk, self._bulk_at = batch.frames[0].event, self.sign_of_life
+            self._bulk_event, self._bulk_at = batch.frames[0].event, self.sign_of_life
         if batch.durable:
             # Flat: three tuples for each batch had the collector come three times as often.
             told: list[Any] = [batch.number]

@@ -39,7 +39,7 @@ class Outbox(Backlog):
 
     def __init__(self, config: RouterConfig, where: str) -> None:
         super().__init__(config, where)
-        self._max_payload, self._alone = config.max_payload, config.blob_threshold
+        self._max_payload, self._beside_from = config.max_payload, config.blob_threshold
         # Trimming takes whole frames, so none holds more than an eighth of what is kept.
         self._most_in_frame = max(1, config.retention_events // 8)
         self._full = min(_FRAME_TEXT, config.retention_bytes // 8)
@@ -167,7 +167,12 @@ class Outbox(Backlog):
                     self._growing = None
                     number = self.sequence.get(key, 0) + 1
                     item = before = self._open.get(key)
-                    if item is None or item.only_to != globs or item.elsewhere != only_remote or size > self._alone:
+                    if (
+                        item is None
+                        or item.only_to != globs
+                        or item.elsewhere != only_remote
+                        or size > self._beside_from
+                    ):
                         item = OpenFrame(event, key, number, globs, transient, only_remote)
                     is_new = item is not before
                     # As in `emit`, written out there; and here, too, nothing is called from now on to the append.
@@ -184,7 +189,7 @@ class Outbox(Backlog):
                     if is_new:
                         self._open[key] = item
                         self._frames.append(item)
-                    if whole_size >= self._full or count >= self._most_in_frame or size > self._alone:
+                    if whole_size >= self._full or count >= self._most_in_frame or size > self._beside_from:
                         del self._open[key]
                     if self._gathers and (is_new or key not in self._open):
                         self._bell.ring()
@@ -216,7 +221,7 @@ class Outbox(Backlog):
 
     def _let_grow(self, item: OpenFrame) -> None:
         """Add the next events to it as they are, but for the one that fills it, or the outbox."""
-        most = min(self._max_payload, self._alone, self._max_bytes - self.bytes_waiting)
+        most = min(self._max_payload, self._beside_from, self._max_bytes - self.bytes_waiting)
         item.until = min(self._full, item.size + most)
         item.most = min(self._most_in_frame, item.count + self._until - self.emitted) - 1
         self._growing = item
@@ -233,7 +238,7 @@ class Outbox(Backlog):
     def _mend(self) -> None:
         """An emit was interrupted: have the thread look after what it has left."""
         with self._lock:
-            self._is_inside = self._idle = False
+            self._is_inside = self._idle = self._rests = False
             self._bell.ring()
 
     def _too_large(self, event: str, size: int, transient: bool) -> EncodeError:

@@ -258,13 +258,18 @@ class Reader(Subscriptions):
         rewinds = self._rewinds
         self._wire.call(b"EXISTS", self.inbox)  # an answer at once, where that to a blocking read takes seconds
         self.sign_of_life = time.monotonic()
-        self._node.recover()
+        try:
+            self._node.recover()
+        except BusDenied:
+            self._look_for_wrong(self._wire, [self.inbox])
+            if not self._inbox_wrong:
+                raise
         self._compare(rewinds)
         log.warning("reading from Redis at %s again", self._where)
 
     def _read_once(self) -> None:
-        mail, self._mail = self._mail, []
-        self._take_inbox(mail)
+        while self._mail:
+            self._take_inbox([self._mail.pop(0)])  # one by one: an error leaves the others for the next time
         if self.taker.gone_back:
             self._explain_going_back()
         if self._any_wrong:

@@ -94,7 +94,7 @@ class Writer(Direct):
             with self._lock:
                 if self._stopping.is_set():
                     return None  # looked at under the lock, for `fail` rings only for a thread that is idle
-                self._rests = False
+                self._rests = self._idle = False  # also where an emit that was interrupted has left it so
                 self._gathers = self._begun is None and self._may_gather()
                 if self._gathers:
                     now = time.monotonic()
