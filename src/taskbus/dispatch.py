@@ -40,6 +40,7 @@ LOCAL_TIMEOUT: Final = 5.0
 STOP_TIMEOUT: Final = 2.0
 IDLE_THREADS: Final = 32
 NAMES_KNOWN: Final = 10_000
+WAITING: Final = (Waiter, Trail)  # a union is made anew whenever its line is passed
 EVENT_NAME: Final = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
@@ -158,7 +159,7 @@ class EventLoop:
         with self._lock:
             if not self._closed:
                 self.table[sink.event] = (*self.table.get(sink.event, ()), sink)
-                self.listeners_attached += not isinstance(sink, Waiter | Trail)
+                self.listeners_attached += not isinstance(sink, WAITING)
                 return
         sink.close()
 
@@ -168,7 +169,7 @@ class EventLoop:
             sinks = self.table.get(sink.event, ())
             if sink not in sinks:
                 return
-            self.listeners_attached -= not isinstance(sink, Waiter | Trail)
+            self.listeners_attached -= not isinstance(sink, WAITING)
             if len(sinks) == 1:
                 del self.table[sink.event]
             else:
@@ -325,7 +326,7 @@ class EventLoop:
         """End every wait that goes on, each with a ``reason()`` of its own; listeners stay."""
         for sinks in list(self.table.values()):
             for sink in sinks:
-                if isinstance(sink, Waiter | Trail):
+                if isinstance(sink, WAITING):
                     sink.cancel(reason())
 
     def close(self, timeout: float = 0.0) -> None:
