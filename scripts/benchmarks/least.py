@@ -17,13 +17,10 @@ from stage import Pipe, now
 from taskbus import codec, frame
 from taskbus.bus.keys import Keys
 from taskbus.bus.scripts import load
+from taskbus.bus.wire import bulk
 from taskbus.config import RouterConfig
 
 _BLOCK = 4000
-
-
-def _bulk(argument: bytes) -> bytes:
-    return b"$%d\r\n%b\r\n" % (len(argument), argument)
 
 
 class Node:
@@ -43,12 +40,12 @@ class Node:
         self._writer.call(b"HSET", producer, b"batch", b"-1")
         self._writer.call(b"XADD", inbox, b"*", b"k", b"none")
         append = b"EVALSHA", script, b"3", producer, keys.streams, keys.events(name), limit
-        self._append = b"*13\r\n" + b"".join(map(_bulk, append))
-        self._event = _bulk(event) + _bulk(b"1")
+        self._append = b"*13\r\n" + b"".join(map(bulk, append))
+        self._event = bulk(event) + bulk(b"1")
         block = b"%d" % _BLOCK
         read = b"XREAD", b"COUNT", b"64", b"BLOCK", block, b"STREAMS", keys.events(there), inbox
-        self._read = b"*10\r\n" + b"".join(map(_bulk, read))
-        self._inbox = _bulk(b"9999999999999-0")
+        self._read = b"*10\r\n" + b"".join(map(bulk, read))
+        self._inbox = bulk(b"9999999999999-0")
         self._last = b"0-0"
         self._sent = 0
 
@@ -59,11 +56,11 @@ class Node:
             self._writer.read()
         number, size = b"%d" % self._sent, b"%d" % len(text)
         self._sent += 1
-        values = self._append, _bulk(number), self._event, _bulk(size), _bulk(data), _bulk(b"")
+        values = self._append, bulk(number), self._event, bulk(size), bulk(data), bulk(b"")
         self._writer.socket.send(b"".join(values))
 
     def wait(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        self._reader.socket.send(self._read + _bulk(self._last) + self._inbox)
+        self._reader.socket.send(self._read + bulk(self._last) + self._inbox)
         [[_, [[self._last, [_, data]]]]] = self._reader.read()
         return frame.events(frame.unpack(data, max_size=1 << 20))[0]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from taskbus import frame
-from taskbus.bus.wire import Part, pack, pack_value
+from taskbus.bus.wire import Part, bulk, pack, pack_value
 
 if TYPE_CHECKING:
     from taskbus.bus.keys import Keys
@@ -59,10 +59,6 @@ _LONE = b"%b$%d\r\n%b\r\n%b$%d\r\n%b\r\n$%d\r\n%b\r\n$0\r\n\r\n"
 _EVENTS_KNOWN = 1000
 
 
-def _argument(argument: bytes) -> bytes:
-    return b"$%d\r\n%b\r\n" % (len(argument), argument)
-
-
 class Packer:
     """Makes the frames and commands of one producer."""
 
@@ -74,9 +70,9 @@ class Packer:
         self._event_at = len(keys.events(""))
         self._life = int(config.retention_seconds * 1000)
         self._known: dict[str, tuple[bytes, bytes]] = {}
-        self._keys_of_all = _argument(keys.producer(producer)) + _argument(keys.streams)
+        self._keys_of_all = bulk(keys.producer(producer)) + bulk(keys.streams)
         numbers = (config.retention_events, config.retention_bytes, self._life, config.run_ttl * 1000)
-        self._limits = _argument(" ".join([*(str(int(number)) for number in numbers), keys.prefix]).encode())
+        self._limits = bulk(" ".join([*(str(int(number)) for number in numbers), keys.prefix]).encode())
 
     def pack(self, batch: Batch) -> None:
         """Make the frames of a batch, unless that was done already."""
@@ -115,7 +111,7 @@ class Packer:
     def command(self, how: bytes, script: bytes, batch: Batch) -> bytes:
         """The call of the append script for a packed batch."""
         values = (b"%d" % batch.number, *batch.values)
-        return self._begin(how, script, batch.streams) + b"".join(map(_argument, values))
+        return self._begin(how, script, batch.streams) + b"".join(map(bulk, values))
 
     def lone(self, script: bytes, batch: Batch) -> bytes:
         """The same, at once, for a plain batch: with what does not change packed once.
@@ -128,7 +124,7 @@ class Packer:
             if len(self._known) >= _EVENTS_KNOWN:
                 self._known.clear()
             event, key = item.event.encode(), self._keys.events(item.event)
-            known = self._begin(b"EVALSHA", script, (key,)), _argument(event) + _ONE
+            known = self._begin(b"EVALSHA", script, (key,)), bulk(event) + _ONE
             self._known[item.event] = known
         begin, middle = known
         data = frame.pack(self._producer, item.first, 1, item.text)
@@ -137,8 +133,8 @@ class Packer:
 
     def _begin(self, how: bytes, script: bytes, streams: Sequence[bytes]) -> bytes:
         count = b"*%d\r\n" % (7 + 6 * len(streams))
-        opening = b"".join(map(_argument, (how, script, b"%d" % (2 + len(streams)))))
-        return b"".join((count, opening, self._keys_of_all, *map(_argument, streams), self._limits))
+        opening = b"".join(map(bulk, (how, script, b"%d" % (2 + len(streams)))))
+        return b"".join((count, opening, self._keys_of_all, *map(bulk, streams), self._limits))
 
     def _beside(self, item: OpenFrame, stream: bytes, blobs: list[tuple[str, list[Part]]]) -> tuple[bytes, bytes]:
         self._blobs += 1

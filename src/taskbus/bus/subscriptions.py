@@ -18,7 +18,7 @@ from taskbus.bus.cursor import Cursor, EntryId, format_id, parse_id
 from taskbus.bus.diagnose import wrong_keys
 from taskbus.bus.streams import Laggard, Readers, Stream
 from taskbus.bus.taker import LargePayload, Taker
-from taskbus.bus.wire import pack
+from taskbus.bus.wire import bulk, pack
 from taskbus.errors import BusDenied
 
 if TYPE_CHECKING:
@@ -233,8 +233,7 @@ class Subscriptions:
         tail = b""
         if not self._inbox_wrong:
             keys.append(self.inbox)
-            at = format_id(self._inbox_cursor.at)  # which seldom moves, and then this is made anew
-            tail = b"$%d\r\n%b\r\n" % (len(at), at)
+            tail = bulk(format_id(self._inbox_cursor.at))  # which seldom moves, and then this is made anew
         block = () if hurry else (b"BLOCK", int(self._config.block * 1000))
         whole = pack(b"XREAD", b"COUNT", COUNT, *block, b"STREAMS", *keys, *[b"" for _ in keys])
         head = whole[: len(whole) - len(keys) * len(b"$0\r\n\r\n")]

@@ -23,7 +23,7 @@ from taskbus.bus.room import make_room
 from taskbus.bus.scripts import load
 from taskbus.errors import BusError, BusUnavailable
 
-__all__ = ["NOTHING", "Arg", "Part", "Wire", "pack", "pack_value"]
+__all__ = ["NOTHING", "Arg", "Part", "Wire", "bulk", "pack", "pack_value"]
 
 _PIECE = 1 << 20
 _TOGETHER = 256  # parts; the system takes 1024
@@ -45,11 +45,16 @@ def pack(*args: Arg) -> bytes:
     return packed
 
 
+def bulk(argument: bytes) -> bytes:
+    """One argument in the wire format, for commands of which a part is packed once and kept."""
+    return b"$%d\r\n%b\r\n" % (len(argument), argument)
+
+
 def pack_value(command: Sequence[bytes], value: Sequence[Part], tail: Sequence[bytes]) -> list[Part]:
     """One command whose middle argument is large and given in parts, which are not copied."""
-    head = b"*%d\r\n" % (len(command) + 1 + len(tail)) + b"".join(b"$%d\r\n%b\r\n" % (len(a), a) for a in command)
+    head = b"*%d\r\n" % (len(command) + 1 + len(tail)) + b"".join(map(bulk, command))
     size = sum(memoryview(part).nbytes for part in value)
-    end = b"\r\n" + b"".join(b"$%d\r\n%b\r\n" % (len(a), a) for a in tail)
+    end = b"\r\n" + b"".join(map(bulk, tail))
     return [head + b"$%d\r\n" % size, *value, end]
 
 
