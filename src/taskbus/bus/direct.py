@@ -100,7 +100,7 @@ class Direct(Outbox):
                 finally:
                     self._is_inside = False
             self._send_begun(batch)
-        except BaseException:
+        except BaseException:  # a signal handler's, which may come anywhere
             self._mend()
             raise
         return sinks
