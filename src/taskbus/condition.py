@@ -7,7 +7,7 @@ from _thread import RLock
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Condition"]
+__all__ = ["Condition", "Flag"]
 
 
 class Condition(RLock):  # type: ignore[misc]
@@ -42,3 +42,21 @@ class Condition(RLock):  # type: ignore[misc]
     def notify_all(self) -> None:
         """Wake all who wait."""
         self._condition.notify_all()
+
+
+class Flag:
+    """``threading.Event`` on that condition: what interrupts who waits or sets never leaves it locked."""
+
+    def __init__(self) -> None:
+        self._changed = Condition()
+        self.is_set = False
+
+    def set(self) -> None:
+        with self._changed:
+            self.is_set = True
+            self._changed.notify_all()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Return once it is set, or false after ``timeout`` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.is_set, timeout)

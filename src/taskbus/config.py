@@ -186,10 +186,10 @@ class RouterConfig:
 
         What is given and not None wins.
         """
-        known = {f.name for f in fields(cls)}
         for name in given:
-            if name not in known:
-                raise ConfigError(f"unknown setting {name!r} of a router; known: {', '.join(sorted(known))}")
+            if name not in cls.__dataclass_fields__:
+                known = ", ".join(sorted(cls.__dataclass_fields__))
+                raise ConfigError(f"unknown setting {name!r} of a router; known: {known}")
         settings: dict[str, Any] = {}
         for name in ("url", "run_id", "node_id", "labels", "secret"):
             if value := os.environ.get(f"TASKBUS_{name.upper()}"):

@@ -130,8 +130,8 @@ class Router(Meetings):
                 life.start()
             except TaskbusError as error:
                 raise error from None  # the driver's own trace says nothing more
-            self.emit_event = self._record if self.config.record else life.emit  # a call less for each event
             self._life = life
+            self.emit_event = self._emit_first
         finished = life.finish.known
         if finished is not None:
             log.warning("%s", self._why_finished(finished))
@@ -243,6 +243,21 @@ class Router(Meetings):
         if not isinstance(event, str) or event not in self._names:
             self._names.learn(event)
         self.emit_event(event, args, kwargs, only_remote, only_local, only_to, transient)
+
+    def _emit_first(self, *event: Any, **how: Any) -> None:
+        """Who only listens needs no thread that writes; where none can be started, the answer is waited for here."""
+        life = self.life
+        emit = self._record if self.config.record else life.emit  # a call less for each event
+        try:
+            life.writer.start()
+        except RuntimeError:
+            emit(*event, **how)
+            life.writer.take_note(self.config.op_timeout)
+            return
+        self.emit_event = emit
+        if self._life is not life:
+            self.emit_event = self._emit_first  # started again meanwhile
+        emit(*event, **how)
 
     def _record(self, event: str, args: tuple[Any, ...], kwargs: dict[str, Any], *how: Any) -> None:
         life = self.life

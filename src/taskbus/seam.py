@@ -93,6 +93,7 @@ class SeamTarget(Target):
         if not self.shared_socket:
             raise ConfigError("a node that tests can hurt needs a connection without TLS")
         self._kind = _seamed(self._kind, seam)
+        self._checked.clear()
 
 
 class _SeamSocket(socket.socket):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+from taskbus.stopping import left_until
+
 __all__ = ["Thread"]
 
 
@@ -22,3 +24,8 @@ class Thread(threading.Thread):
                 raise
         if interrupt is not None:
             raise interrupt
+
+    def join_until(self, deadline: float) -> None:
+        """Wait for its end until ``deadline`` (monotonic); not on itself, nor where it was never started."""
+        if self.is_alive() and self is not threading.current_thread():
+            self.join(left_until(deadline))

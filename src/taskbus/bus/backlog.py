@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from taskbus.bus.bell import Bell
-from taskbus.condition import Condition
+from taskbus.condition import Condition, Flag
 from taskbus.errors import BusDenied, BusError, BusUnavailable, NotAcknowledged, NotStarted
 
 if TYPE_CHECKING:
@@ -15,7 +14,10 @@ if TYPE_CHECKING:
     from taskbus.bus.openframe import OpenFrame
     from taskbus.config import RouterConfig
 
-__all__ = ["STOPPED", "Backlog"]
+__all__ = ["SOON", "STOPPED", "Backlog"]
+
+SOON: Final = 0.002
+"""Seconds in which an answer mostly comes: for so long it is waited for on the thread that wants it."""
 
 STOPPED = "the router was stopped"
 
@@ -35,7 +37,7 @@ class Backlog:
         self._idle = False  # nothing is under way, and the thread waits for the bell
         self._gathers = False  # the thread lets some come together before they leave
         self._rests = False  # the thread does not look whether what is under way is answered
-        self._stopping = threading.Event()
+        self._stopping = Flag()
         self._refusal: BusError | None = None
         self.fatal: BusError | None = None
         self._denied: BusDenied | None = None
@@ -58,15 +60,22 @@ class Backlog:
         Raises what stands in the way, at the latest in ``timeout`` seconds.
         """
         deadline = time.monotonic() + timeout
+        target = self.emitted
+        self.take_note(min(timeout, SOON))
         with self._changed:
-            target = self.emitted
-            if self._rests and self.acknowledged < target:
-                self._idle = self._hear()
             while self.acknowledged < target:
                 self._raise_what_stays()
                 missing = target - self.acknowledged
                 self._wait(deadline, f"{missing} events are not acknowledged by Redis at {self._where}")
             self._raise_what_stays()
+
+    def take_note(self, timeout: float) -> None:
+        """Hear of what is under way, if that is within ``timeout`` seconds; else the thread is to hear of it."""
+        if self._rests and self.waiting:
+            self._expect_answer(timeout)
+            with self._lock:
+                if self._rests and self.waiting:
+                    self._idle = self._hear()
 
     def close(self) -> None:
         """Take nothing more: what is counted as left afterwards is all that is."""
@@ -77,9 +86,8 @@ class Backlog:
 
     def flush(self, deadline: float) -> None:
         """Return when nothing waits any more, or it cannot be written, or at ``deadline`` (monotonic)."""
+        self.take_note(min(deadline - time.monotonic(), SOON))
         with self._changed:
-            if self._rests and self.waiting:
-                self._idle = self._hear()
             while self.waiting and self.fatal is None and time.monotonic() < deadline:
                 self._wait_for_change(deadline - time.monotonic())
 
@@ -107,7 +115,7 @@ class Backlog:
         self._growing = None
 
     def _wait(self, deadline: float, what: str) -> None:
-        if self._stopping.is_set():
+        if self._stopping.is_set:
             raise BusUnavailable(f"{STOPPED}: {what}")
         if not self._wait_for_change(max(0.0, deadline - time.monotonic())) and time.monotonic() >= deadline:
             if isinstance(self._refusal, NotAcknowledged):
@@ -157,6 +165,9 @@ class Backlog:
                 return
             cause = f": {self._refusal}" if self._refusal else ""
             self._wait(deadline, f"the outbox is full ({self.waiting} events, {self.bytes_waiting} bytes){cause}")
+
+    def _expect_answer(self, timeout: float) -> None:
+        """Wait until there is something to hear, for up to ``timeout`` seconds, without the lock."""
 
     def _hear(self) -> bool:
         """Whether what is under way is answered; if not, the thread looks after it from now on."""

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import random
+from typing import Final
 
-__all__ = ["Backoff"]
+__all__ = ["PAUSE_WHEN_DENIED", "Backoff"]
+
+PAUSE_WHEN_DENIED: Final = 5.0
+"""Seconds before an attempt that only helps when somebody has given this node a right meanwhile."""
 
 
 class Backoff:

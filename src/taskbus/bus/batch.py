@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from taskbus import frame
-from taskbus.bus.wire import Part, bulk, pack, pack_value
+from taskbus.bus.packing import Part, bulk, pack, pack_value
 
 if TYPE_CHECKING:
     from taskbus.bus.keys import Keys

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from taskbus.bus.backoff import Backoff
 from taskbus.bus.connect import explain
-from taskbus.bus.wire import Wire, pack
-from taskbus.errors import BusDenied, BusError, BusUnavailable, ConfigError
+from taskbus.bus.packing import pack
+from taskbus.bus.wire import Wire
+from taskbus.errors import BusDenied, BusError, BusUnavailable
 
 if TYPE_CHECKING:
     from taskbus.bus.connect import Target
-    from taskbus.bus.wire import Arg
+    from taskbus.bus.packing import Arg
+    from taskbus.condition import Flag
 
-__all__ = ["Calls", "check_version"]
+__all__ = ["Calls"]
 
 
 class Calls:
@@ -25,8 +27,9 @@ class Calls:
     Only for commands that may run twice: reads, and scripts that say so.
     """
 
-    def __init__(self, target: Target, *, timeout: float, deadline: float, stopping: threading.Event) -> None:
+    def __init__(self, target: Target, *, timeout: float, deadline: float, stopping: Flag) -> None:
         self._wire = Wire(target, timeout)
+        self.begin_to_open = self._wire.begin_to_open
         self._deadline = deadline
         self._stopping = stopping
         self._lock = threading.RLock()  # which only the one who holds it can give back
@@ -55,6 +58,26 @@ class Calls:
             return [explain(reply, wire.target.where) if isinstance(reply, Exception) else reply for reply in replies]
 
         return list(self._attempt(timeout, use))
+
+    def call_with(
+        self, command: Sequence[Arg], also: Sequence[Sequence[Arg]], meanwhile: Callable[[], None]
+    ) -> tuple[Any, list[Any]]:
+        """Run ``command`` and what is ``also`` asked in one round trip; for those an error reply is an item, as above.
+
+        What is to be done ``meanwhile`` is done in each attempt.
+        """
+
+        def use(wire: Wire) -> tuple[Any, list[Any]]:
+            wire.send([pack(*asked) for asked in (command, *also)])
+            meanwhile()
+            try:
+                answer = wire.check(wire.read())
+            except BusError:
+                wire.close()  # who is refused may get no more answers
+                raise
+            return answer, [wire.read() for _ in also]
+
+        return self._attempt(None, use)  # type: ignore[no-any-return]
 
     def _attempt(self, timeout: float | None, use: Callable[..., Any], *args: Any) -> Any:
         deadline = time.monotonic() + (self._deadline if timeout is None else timeout)
@@ -97,33 +120,29 @@ class Calls:
             except RuntimeError:
                 pass  # it is not held here: it was not free in time, or a signal handler has raised
 
+    def hand_over(self, wire: Wire) -> None:
+        """Have ``wire`` go on with the connection; the next call opens another."""
+        with self._lock:
+            wire.take_over(self._wire)
+
+    def take_over(self, wire: Wire) -> None:
+        """Go on with the connection of ``wire``, if there is none here, and nobody opens one; ``wire`` is closed."""
+        if self._lock.acquire(blocking=False):
+            try:
+                if not (self._is_closed or self._wire.is_open):
+                    self._wire.take_over(wire)
+            finally:
+                self._lock.release()
+        wire.close()
+
     def close(self) -> None:
         """Close the wire for good; a call that is under way in another thread ends with ``BusUnavailable``."""
         self._is_closed = True
-        self._wire.abort()
-        if self._lock.acquire(timeout=0.2):
-            try:
-                self._wire.close()
-            finally:
-                self._lock.release()
-
-
-def check_version(calls: Calls, where: str) -> None:
-    """Refuse a server below 7.0 with one sentence; a server that does not say its version is taken at its word."""
-    try:
-        hello = calls.call(b"HELLO")
-    except BusError as error:
-        if "unknown command" in str(error).lower():
-            raise ConfigError(f"Redis at {where} is older than 6.0; taskbus needs Redis 7.0 or Valkey") from None
-        if "closed" in str(error) or "reset" in str(error):
-            raise BusUnavailable(f"{error}; if it wants TLS, the URL begins with rediss://", where=where) from error
-        if "NOPERM" not in str(error):
-            raise
-        return
-    fields = dict(zip(hello[::2], hello[1::2], strict=False))
-    version, server = fields.get(b"version", b"").decode(), fields.get(b"server", b"").decode()
-    if fields.get(b"role") in (b"replica", b"slave"):
-        raise BusUnavailable(f"Redis at {where} is a read-only replica; give the address of its primary", where=where)
-    major = version.partition(".")[0]
-    if server == "redis" and major.isdigit() and int(major) < 7:
-        raise ConfigError(f"Redis at {where} is version {version}; taskbus needs Redis 7.0 or Valkey", version=version)
+        if not self._lock.acquire(blocking=False):
+            self._wire.abort()
+            if not self._lock.acquire(timeout=0.2):
+                return  # whoever uses it closes it
+        try:
+            self._wire.close()
+        finally:
+            self._lock.release()

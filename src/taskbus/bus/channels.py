@@ -13,7 +13,6 @@ or its rights do not have that, it stays with the turns.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
@@ -23,10 +22,10 @@ import hiredis
 
 from taskbus.bus.backoff import Backoff
 from taskbus.bus.calls import Calls
-from taskbus.bus.wire import Wire, pack
-from taskbus.condition import Condition
+from taskbus.bus.packing import pack
+from taskbus.bus.wire import Wire
+from taskbus.condition import Condition, Flag
 from taskbus.errors import BusDenied, BusError, BusUnavailable
-from taskbus.stopping import left_until
 from taskbus.threads import Thread
 
 if TYPE_CHECKING:
@@ -65,8 +64,8 @@ class Channels:
         self._denied: BusDenied | None = None
         self._logged: type[BusError] | None = None
         self._logged_at = 0.0
-        self._thread: threading.Thread | None = None
-        self._stopping = threading.Event()
+        self._thread: Thread | None = None
+        self._stopping = Flag()
         self._probed = 0.0
         self._turn = 0
         self._watches = False  # Redis tells of the first change of a key since it was asked about here
@@ -104,7 +103,7 @@ class Channels:
             raise
         with self._changed:
             over = self._changed.wait_for(
-                lambda: event in self._confirmed or self._denied is not None or self._stopping.is_set(),
+                lambda: event in self._confirmed or self._denied is not None or self._stopping.is_set,
                 max(0.0, deadline - time.monotonic()),
             )
             if self._denied is not None and event not in self._confirmed:
@@ -173,7 +172,7 @@ class Channels:
         """Cut the connection if it did not bring the last probe; open it where nobody has listened yet."""
         if self._thread is None and not self._has_given_up and not self._wire.target.in_process:
             with self._changed:
-                if not self._stopping.is_set():
+                if not self._stopping.is_set:
                     self._begin()
         if self._thread is not None and self._probed > self.sign_of_life and time.monotonic() - self._probed > 1.0:
             self._probed = 0.0
@@ -193,17 +192,16 @@ class Channels:
         except BusError:
             pass  # the connection is cut below
         self._wire.abort()
-        if threading.current_thread() is not thread:
-            thread.join(left_until(deadline))
+        thread.join_until(deadline)
 
     def _run(self) -> None:
         backoff = Backoff()
         first = True
-        while not self._stopping.is_set():
+        while not self._stopping.is_set:
             try:
                 self._open(first)
                 first = False
-                while not self._stopping.is_set():
+                while not self._stopping.is_set:
                     self._take(self._read())
                     backoff.reset()
             except BusError as error:
@@ -213,7 +211,7 @@ class Channels:
                 if self._has_ended():
                     return
                 self._refused(error)
-                if not self._stopping.is_set():
+                if not self._stopping.is_set:
                     self._stopping.wait(backoff.next())
             except Exception:
                 log.exception(
@@ -241,7 +239,7 @@ class Channels:
             return self._has_given_up
 
     def _refused(self, error: BusError) -> None:
-        if self._stopping.is_set():
+        if self._stopping.is_set:
             return
         if type(error) is not self._logged or time.monotonic() - self._logged_at > 10.0:
             self._logged, self._logged_at = type(error), time.monotonic()
@@ -253,6 +251,8 @@ class Channels:
 
     def _open(self, first: bool) -> None:
         self._wire.open()
+        if self._stopping.is_set:
+            raise BusUnavailable("the router was stopped")  # by who may have found nothing yet to cut
         with self._changed:
             self._confirmed.clear()
             self._unwanted.clear()

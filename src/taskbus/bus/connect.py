@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import ssl
+from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -48,6 +49,7 @@ class Target:
         """How often a server said that it is no primary; connections from before are opened anew."""
         self.shared_socket = scheme != "rediss"  # a TLS session may not be read and written by two threads at once
         self._timeout = connect_timeout
+        self._checked: list[redis.Connection] = []  # the one with which the options were checked, until it is used
         self.patience = connect_timeout + 0.1
         """Seconds for the whole of an attempt to connect, with name lookup and login."""
         if self.in_process:
@@ -79,7 +81,7 @@ class Target:
     def _check_options(self, url: str) -> None:
         """Refuse options in the URL that the driver would refuse, or stumble over, at every attempt to connect."""
         try:
-            self.connection()
+            self._checked.append(self.connection())
         except (TypeError, ValueError, AttributeError, driver.RedisError) as error:
             names = [name for name in parse_qs(urlsplit(url).query) if f"'{name}'" in str(error)]
             what = f"knows no option {names[0]!r}" if names else f"has options that make no sense: {error}"
@@ -91,6 +93,9 @@ class Target:
         RESP2, because nothing of ours needs a map or a push, and because it keeps maintenance notifications off: with
         them redis-py skips the check for stale replies.
         """
+        if self._checked:
+            with suppress(IndexError):  # another thread has it
+                return self._checked.pop()
         return self._kind(  # type: ignore[no-any-return]
             **{
                 "socket_connect_timeout": self._timeout,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from taskbus.bus.wire import pack
+from taskbus.bus.packing import pack
 from taskbus.errors import BusDenied
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from taskbus import frame
 from taskbus.bus.cursor import Cursor, EntryId, format_id, parse_id
-from taskbus.bus.wire import Wire, pack
+from taskbus.bus.packing import pack
+from taskbus.bus.wire import Wire
 from taskbus.errors import DecodeError
 
 if TYPE_CHECKING:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-import threading
 import time
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from taskbus.bus.calls import Calls, check_version
+from taskbus.bus.calls import Calls
 from taskbus.bus.connect import Target
 from taskbus.bus.keys import Keys
+from taskbus.bus.policy import check_version
 from taskbus.bus.registry import Registry
 from taskbus.bus.writer import Writer
+from taskbus.condition import Flag
 from taskbus.config import RouterConfig
 from taskbus.errors import ConfigError
 from taskbus.types import FinishInfo, NodeInfo
@@ -45,7 +46,7 @@ class Guest:
         self.target = Target(config.url, config.connect_timeout)
         self.keys = Keys(config.run_id)
         self.name = f"shell-{socket.gethostname()}-{os.getpid()}"
-        self._stopping = threading.Event()
+        self._stopping = Flag()
         self.calls = Calls(
             self.target, timeout=min(2.5, config.op_timeout), deadline=config.op_timeout, stopping=self._stopping
         )
@@ -132,11 +133,12 @@ class Guest:
         writer = Writer(self.config, self.target, self.keys, self._token, self._stand)
         writer.emit(event, args, kwargs, only_to=only_to or None, transient=transient)  # what cannot travel stays
         self._stand()
+        writer.begin(self.calls)
         writer.start()
         try:
             writer.sync(max(0.1, deadline - time.monotonic()))
         finally:
-            writer.stop(time.monotonic())
+            writer.stop(time.monotonic(), self.calls)
             self.calls.call(b"DEL", self.keys.producer(self._token), timeout=1.0)
 
     def _stand(self) -> None:

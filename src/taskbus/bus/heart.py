@@ -7,14 +7,13 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ResponseError
 
 from taskbus.errors import BusDenied, BusError, Fenced
-from taskbus.stopping import left_until
 from taskbus.threads import Thread
 
 if TYPE_CHECKING:
@@ -63,8 +62,9 @@ class Heart:
         self._rung = threading.Lock()
         self._rung.acquire()
         self._early = False
-        self._stopped = False
-        self._thread = Thread(target=self._run, name="taskbus-heart", daemon=True)
+        self._stopped = self._has_begun = False
+        self._starting = threading.Lock()
+        self._thread: Any = None
         self._turn = 0
         self._looks = 0
         self._looked = 0.0
@@ -92,9 +92,15 @@ class Heart:
         self.due: Callable[[], float] = lambda: math.inf
         """When (monotonic) to beat if that is sooner than the next beat; asked again after a :meth:`nudge`."""
 
-    def start(self) -> None:
-        """Begin to beat."""
-        self._thread.start()
+    def start(self, first: Sequence[Callable[[], None]]) -> None:
+        """Do what comes ``first`` on the thread, which beats from :meth:`begin` on."""
+        Thread(target=self._run, args=(first,), name="taskbus-heart", daemon=True).start()
+
+    def begin(self) -> None:
+        """There is something to keep registered."""
+        self._has_begun = True
+        if self._thread is None:  # what came first takes long, as the lookup of a name may
+            Thread(target=self._run, args=((),), name="taskbus-heart", daemon=True).start()
 
     def end(self) -> None:
         """Have the thread end after what it is at."""
@@ -104,8 +110,8 @@ class Heart:
     def stop(self, deadline: float) -> None:
         """End the thread; it is waited for until ``deadline`` (monotonic)."""
         self.end()
-        if self._thread.is_alive() and threading.current_thread() is not self._thread:
-            self._thread.join(left_until(deadline))
+        if self._thread is not None:
+            self._thread.join_until(deadline)
 
     def hurry(self) -> None:
         """Beat now."""
@@ -117,10 +123,18 @@ class Heart:
         with suppress(RuntimeError):  # rung already
             self._rung.release()
 
-    def _run(self) -> None:
+    def _run(self, first: Sequence[Callable[[], None]]) -> None:
+        for work in first:
+            work()
+        with self._starting:
+            if self._thread is not None:
+                return
+            self._thread = threading.current_thread()
         warned = 0.0
         refused: type[BusError] | None = None
         while self._pause():
+            if not self._has_begun:
+                continue
             try:
                 self._beat()
                 self.sign_of_life, refused = time.monotonic(), None

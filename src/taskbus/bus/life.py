@@ -15,7 +15,7 @@ from weakref import WeakSet
 
 from taskbus.bus.backlog import STOPPED
 from taskbus.bus.barriers import Barriers
-from taskbus.bus.calls import Calls, check_version
+from taskbus.bus.calls import Calls
 from taskbus.bus.channels import Channels
 from taskbus.bus.connect import Target
 from taskbus.bus.cursor import Cursor, parse_id
@@ -24,11 +24,13 @@ from taskbus.bus.finish import Finish
 from taskbus.bus.heart import Heart, SlowListeners
 from taskbus.bus.intake import Intake
 from taskbus.bus.keys import Keys
-from taskbus.bus.policy import warn_of_eviction
+from taskbus.bus.policy import ASK_FOR_EVICTION, check_version, warn_of_eviction
 from taskbus.bus.reader import Reader
 from taskbus.bus.registry import Registry
+from taskbus.bus.scripts import load
 from taskbus.bus.tally import counts, tally
 from taskbus.bus.writer import Writer
+from taskbus.condition import Flag
 from taskbus.errors import BusError, BusUnavailable, Fenced, NotStarted, TaskbusError
 from taskbus.stopping import left_until
 from taskbus.types import NodeInfo, RouterStats
@@ -43,6 +45,8 @@ __all__ = ["Life"]
 log = logging.getLogger("taskbus")
 
 _FORKED = "this process was forked from one with a started router; start a router of its own here"
+_FAREWELL = 0.5
+"""Seconds for leaving after a start that was interrupted."""
 _LEFT, _FAILED = "taskbus.node_left", "taskbus.node_failed"
 
 _lives: WeakSet[Life] = WeakSet()
@@ -67,7 +71,7 @@ class Life:
         self.producer = secrets.token_hex(8)
         self.target = target or Target(config.url, config.connect_timeout)
         self.keys = Keys(config.run_id)
-        self._ended = threading.Event()
+        self._ended = Flag()
         self.calls = Calls(
             self.target, timeout=min(2.5, config.op_timeout), deadline=config.op_timeout, stopping=self._ended
         )
@@ -98,29 +102,46 @@ class Life:
         """Join the run; nothing is left open when that fails."""
         try:
             self._claim()
+            self._begin()
         except BaseException:
-            self._ended.set()
-            self.calls.close()
+            try:
+                if self.registry.epoch:
+                    self.stop(timeout=_FAREWELL)
+            finally:
+                self.reader.end()
+                self._end_parts(0.0)
             raise
-        warn_of_eviction(self.calls, self.target)
+
+    def _begin(self) -> None:
         inbox = self.keys.inbox(self.registry.node_id)
         self.channels.probe_channel = inbox
         self._connect_parts()
         if self.registry.finish is not None:
             self.finish.learn()
-        self.writer.start()
-        self.reader.start(inbox, parse_id(self.registry.inbox_at))
-        self.heart.start()
+        self.writer.begin(self.calls)
+        self._tell("taskbus.node_joined", labels=sorted(self.registry.labels))
+        self.reader.begin(inbox, parse_id(self.registry.inbox_at))
         atexit.register(self.stop, "exited")
-        self.announce("taskbus.node_joined", labels=sorted(self.registry.labels))
+        self.writer.mind()
+        self.heart.begin()
 
     def _claim(self) -> None:
         timeout = self.config.op_timeout if self.config.start_timeout is None else self.config.start_timeout
         deadline = time.monotonic() + timeout
+        also = [self.registry.claiming(load("claim", self.target.in_process))]
+        if not self.target.in_process:
+            also.append(ASK_FOR_EVICTION)
+        # On the heart's thread, for one of its own would cost as much as a connection; and one after the other, for two
+        # threads that connect side by side take the interpreter from each other with every call of the system.
+        opening: list[Callable[[], None]] = []
+        self.calls.begin_to_open(opening.append)
+        self.reader.begin_to_open(opening.append)
+        self.heart.start(opening)
         while True:
             try:
-                check_version(self.calls, self.target.where)
-                self.registry.claim()
+                answers = check_version(self.calls, self.target.where, also, self.reader.start)
+                self.registry.claim(*answers[:1])
+                warn_of_eviction(answers[1:], self.target.where)
                 return
             except BusUnavailable:
                 if time.monotonic() >= deadline or timeout <= self.config.op_timeout:
@@ -169,12 +190,13 @@ class Life:
         atexit.unregister(self.stop)
         budget = self.config.stop_timeout if timeout is None else timeout
         deadline = time.monotonic() + budget
-        self.announce("taskbus.node_left", reason="failed" if self.failed else "cut" if self.was_cut else reason)
+        self._tell("taskbus.node_left", reason="failed" if self.failed else "cut" if self.was_cut else reason)
         self.finish.retry(0.25 * budget)
         busy = self.loop.drain(min(0.4 * budget, deadline - time.monotonic()))
         if busy:
             log.warning("stopping while listeners still run: %s", ", ".join(busy))
-        left = self.writer.stop(deadline - 0.25 * budget)
+        self.reader.end()  # while the last events are written
+        left = self.writer.stop(deadline - 0.25 * budget, self.calls)
         self.is_stopped, self.writer.over = True, STOPPED
         self._leave(deadline)
         self._end_parts(deadline)
@@ -185,9 +207,10 @@ class Life:
         return left
 
     def _leave(self, deadline: float) -> None:
-        self.reader.stop(min(deadline, time.monotonic() + 0.2))
+        self.reader.join(min(deadline, time.monotonic() + 0.2))
         if self.writer.fatal is not None:
             return  # the id is another node's now
+        self.heart.end()
         try:
             self.registry.leave(left_until(deadline))
         except BusError as error:
@@ -200,7 +223,8 @@ class Life:
         self.channels.stop(deadline)
         self.calls.close()
         self.heart.stop(deadline)
-        self.reader.stop(deadline)
+        self.reader.join(deadline)
+        self.writer.join(deadline)
         self.barriers.notify()
 
     def check_alive(self) -> None:
@@ -308,6 +332,11 @@ class Life:
 
         Never raises an error of ours: nothing that a node does fails because nobody can be told of it.
         """
+        self._tell(event, node, **kwargs)
+        self.writer.mind()
+
+    def _tell(self, event: str, node: str | None = None, **kwargs: Any) -> None:
+        self.writer.prepare()
         try:
             self.emit(event, (), {"node": node or self.registry.node_id, **kwargs}, timeout=0.0)
         except TaskbusError as error:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from taskbus.bus.backoff import Backoff
+from taskbus.bus.backoff import PAUSE_WHEN_DENIED, Backoff
 from taskbus.bus.bell import Bell
 from taskbus.bus.calls import Calls
 from taskbus.bus.cursor import EntryId, parse_id
@@ -18,8 +18,8 @@ from taskbus.bus.subscriptions import COUNT, Subscriptions, Wanted
 from taskbus.bus.taker import LargePayload
 from taskbus.bus.turn import Turn
 from taskbus.bus.wire import NOTHING, Wire
+from taskbus.condition import Flag
 from taskbus.errors import BusDenied, BusError, BusUnavailable, Fenced
-from taskbus.stopping import left_until
 from taskbus.threads import Thread
 
 if TYPE_CHECKING:
@@ -34,10 +34,8 @@ __all__ = ["Reader"]
 
 log = logging.getLogger("taskbus")
 
-_PAUSE_WHEN_DENIED = 5.0
 _PATIENCE = 0.005
 """Seconds that a wait asks for the turn to read; the thread may be in the middle of something that takes longer."""
-
 _PATIENCE_FOR_PAYLOADS = 0.5
 """Seconds that the thread of a wait gives a large payload; so long it does not see that its wait is cancelled."""
 
@@ -46,45 +44,49 @@ class Reader(Subscriptions):
     """Reads for one node. One thread at a time does: its own, or the one that waits for what comes (:meth:`attend`)."""
 
     def __init__(self, config: RouterConfig, target: Target, keys: Keys, calls: Calls, node: Admission) -> None:
-        self._stopping = threading.Event()
-        self._is_stopped = False  # the same for who reads, a call less
+        self._stopping = Flag()
+        self._has_begun = self._is_lent = False
         blobs = Calls(target, timeout=config.op_timeout, deadline=config.op_timeout, stopping=self._stopping)
         super().__init__(config, keys, calls, blobs, node, target.where)
         self._silence = config.block + 1.2
         self._wire = Wire(target, self._silence)
+        self.begin_to_open = self._wire.begin_to_open
         self._sources.append(self._wire)
         self._turn = Turn()  # to use the wire
+        self.recall = self._turn.call
+        """Have the thread read again, where it leaves that to those who wait and none does: there is news."""
         self._bell = Bell()
         self._asked: Wanted | None = None  # the read that is in flight
-        self._asked_at = 0.0
-        self._rewinds_asked = 0
+        self._asked_at, self._rewinds_asked = 0.0, 0
         self._reply: Any = None  # of a read, where it is for the thread to look into, or to go on with
         self._mail: list[Any] = []  # entries of the inbox for the thread
         self._fault: BaseException | None = None  # what went wrong on another thread
-        self._is_lent = False
         self._waiters: set[object] = set()
         self.goals = Goals(keys)
         self._thread = Thread(target=self._run, name="taskbus-reader", daemon=True)
+        self.join = self._thread.join_until
         self.reconnects = 0
 
-    def start(self, inbox: bytes, at: EntryId) -> None:
+    def start(self) -> None:
+        """Start the thread, which waits for :meth:`begin`; harmless when started."""
+        if self._thread.ident is None:
+            self._thread.start()
+
+    def begin(self, inbox: bytes, at: EntryId) -> None:
         """Begin to read; with ``inbox`` after the entry ``at``."""
         self.inbox, self._inbox_cursor.at = inbox, at
-        self._bell.open()
-        self._thread.start()
+        self._has_begun = True
+        self._bell.ring()
 
-    def stop(self, deadline: float) -> None:
-        """End the thread; it is waited for until ``deadline`` (monotonic)."""
+    def end(self) -> None:
+        """Have the thread end after what it is at."""
         self._stopping.set()
-        self._is_stopped = True
         self._wire.abort()
         self._bell.ring()
         self._turn.call()
         if self._wire.target.in_process:
             self.wake()  # there is no socket to cut
         self._blobs.close()
-        if self._thread.is_alive() and threading.current_thread() is not self._thread:
-            self._thread.join(left_until(deadline))
 
     # Being woken ------------------------------------------------------------------------------------------------------
 
@@ -135,10 +137,6 @@ class Reader(Subscriptions):
         except BaseException:  # of a signal handler, which may raise between any two of these calls
             self._turn.give_back(at_once=True)
             raise
-
-    def recall(self) -> None:
-        """Have the thread read again, where it leaves that to those who wait and none does: there is news."""
-        self._turn.call()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -197,7 +195,7 @@ class Reader(Subscriptions):
             or self._any_wrong
             or self.goals.open
             or self.taker.gone_back
-            or self._is_stopped
+            or self._stopping.is_set
         )
 
     def _give_back(self) -> None:
@@ -215,7 +213,11 @@ class Reader(Subscriptions):
         backoff = Backoff()
         first = True
         self._turn.take()
-        while not self._stopping.is_set():
+        self._bell.open()
+        while not (self._has_begun or self._stopping.is_set):
+            self._bell.wait()
+        self._wire.forget_failure()
+        while not self._stopping.is_set:
             pause = backoff.next()
             try:
                 fault, self._fault = self._fault, None
@@ -233,12 +235,12 @@ class Reader(Subscriptions):
             except Fenced:
                 break  # whoever has the place of this node reads for it now
             except BusDenied as error:
-                pause = _PAUSE_WHEN_DENIED
-                if not self._stopping.is_set():
+                pause = PAUSE_WHEN_DENIED
+                if not self._stopping.is_set:
                     self.on_denied(error)
                     self.taker.warn("reader", "%s; the reader tries again", error, every=10.0)
             except BusError as error:
-                if not self._stopping.is_set():
+                if not self._stopping.is_set:
                     self.taker.warn("reader", "%s; the reader tries again", error, every=10.0)
             except Exception:
                 log.exception("reading from Redis at %s failed in an unforeseen way; it is tried again", self._where)
@@ -286,7 +288,7 @@ class Reader(Subscriptions):
                 return
             if left <= 0:
                 raise self._silent()
-            if not is_news:
+            if not is_news or self._stopping.is_set:
                 return
         self._take()
 
@@ -303,7 +305,7 @@ class Reader(Subscriptions):
                 self._part_full()
             plan = self._plan or self._make_plan()
             self._plan = None if plan.has_laggards else plan
-            if self._is_stopped:
+            if self._stopping.is_set:
                 return  # whoever stops it may have found nothing yet to cut or to wake
             self._asked, self._rewinds_asked = plan.wanted, self._rewinds
             self._blocked = True

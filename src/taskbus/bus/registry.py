@@ -8,7 +8,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from taskbus.errors import BusError, Fenced, NodeIdTaken
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from taskbus.bus.calls import Calls
     from taskbus.bus.cursor import EntryId
     from taskbus.bus.keys import Keys
-    from taskbus.bus.wire import Arg
+    from taskbus.bus.packing import Arg
+    from taskbus.bus.scripts import Script
     from taskbus.config import RouterConfig
 
 __all__ = ["Question", "Registry", "finish_from"]
@@ -80,20 +81,30 @@ class Registry:
 
     # Being there -----------------------------------------------------------------------------------------------------
 
-    def claim(self) -> Forgotten:
+    def claiming(self, script: Script) -> Sequence[Arg]:
+        """The command that claims by that ``script``, for who asks more at once."""
+        keys, args = self._claim()
+        return b"EVALSHA", script.sha, len(keys), *keys, *args
+
+    def _claim(self) -> tuple[Sequence[Arg], Sequence[Arg]]:
+        keys = (self._keys.nodes, self._keys.labels, self._keys.epoch, self._keys.finish)
+        who = (socket.gethostname(), os.getpid(), self.role, self.step)
+        fresh = secrets.token_hex(8)
+        args: list[Arg] = [self._keys.prefix, self.node_id, self.producer, self._lease, self._ttl, fresh]
+        return keys, [*args, *who, self.epoch, *sorted(self.labels)]
+
+    def claim(self, answer: Any = None) -> Forgotten:
         """Take the id, or register again; returns what Redis has forgotten since the last time.
+
+        ``answer`` is that to :meth:`claiming`, where it was asked already; it is asked again after an error.
 
         Raises:
             NodeIdTaken: A live node holds the id that was asked for.
             Fenced: Another process holds the id that this node had.
         """
         with self._lock:
-            keys = (self._keys.nodes, self._keys.labels, self._keys.epoch, self._keys.finish)
-            who = (socket.gethostname(), os.getpid(), self.role, self.step)
-            fresh = secrets.token_hex(8)
-            args: list[Arg] = [self._keys.prefix, self.node_id, self.producer, self._lease, self._ttl, fresh]
-            args += [*who, self.epoch, *sorted(self.labels)]
-            answer = self._calls.script("claim", keys, args)
+            if not isinstance(answer, list):
+                answer = self._calls.script("claim", *self._claim())
             if answer[0] == b"TAKEN":
                 self._refuse(answer)
             _, node_id, epoch, now, last, finish, is_new, is_same, streams = answer

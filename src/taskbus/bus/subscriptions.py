@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from taskbus.bus.cursor import Cursor, EntryId, format_id, parse_id
 from taskbus.bus.diagnose import wrong_keys
+from taskbus.bus.packing import bulk, pack
 from taskbus.bus.streams import Laggard, Readers, Stream
 from taskbus.bus.taker import LargePayload, Taker
-from taskbus.bus.wire import bulk, pack
 from taskbus.errors import BusDenied
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import hiredis
@@ -19,11 +19,12 @@ from redis.connection import DefaultParser
 
 from taskbus.bus.connect import Target, explain
 from taskbus.bus.opening import Opening
+from taskbus.bus.packing import Arg, Part, pack
 from taskbus.bus.room import make_room
 from taskbus.bus.scripts import load
-from taskbus.errors import BusError, BusUnavailable
+from taskbus.errors import BusError
 
-__all__ = ["NOTHING", "Arg", "Part", "Wire", "bulk", "pack", "pack_value"]
+__all__ = ["NOTHING", "Wire"]
 
 _PIECE = 1 << 20
 _TOGETHER = 256  # parts; the system takes 1024
@@ -32,30 +33,6 @@ _AT_ONCE = socket.MSG_DONTWAIT  # for each event sent and read, and so not looke
 NOTHING = object()
 """What is read where no whole reply has come yet."""
 _BULK = ord("$")
-
-Arg = bytes | str | int | float
-Part = bytes | bytearray | memoryview
-
-
-def pack(*args: Arg) -> bytes:
-    """One command in the wire format."""
-    # Numbers as text, for hiredis makes that by str(), in which a signal handler may raise, and then it crashes.
-    command: Any = tuple([arg if type(arg) is bytes or type(arg) is str else str(arg) for arg in args])
-    packed: bytes = hiredis.pack_command(command)
-    return packed
-
-
-def bulk(argument: bytes) -> bytes:
-    """One argument in the wire format, for commands of which a part is packed once and kept."""
-    return b"$%d\r\n%b\r\n" % (len(argument), argument)
-
-
-def pack_value(command: Sequence[bytes], value: Sequence[Part], tail: Sequence[bytes]) -> list[Part]:
-    """One command whose middle argument is large and given in parts, which are not copied."""
-    head = b"*%d\r\n" % (len(command) + 1 + len(tail)) + b"".join(map(bulk, command))
-    size = sum(memoryview(part).nbytes for part in value)
-    end = b"\r\n" + b"".join(map(bulk, tail))
-    return [head + b"$%d\r\n" % size, *value, end]
 
 
 class Wire:
@@ -70,6 +47,8 @@ class Wire:
         self.timeout = timeout
         self.deadline: float | None = None
         self._opening: Opening | None = None
+        self._begun: Opening | None = None
+        """To be gone on with by the next :meth:`open`."""
         self._moves = 0
         self._connection: Any = None
         self._socket: Any = None
@@ -79,7 +58,7 @@ class Wire:
         self._limit: float | None = -1.0  # of the socket; none yet
         self._reader: Any = None
         self._is_inside = False  # the parser has had the begin of a reply
-        self._buffer = bytearray(_READ_SIZE)
+        self._buffer = bytearray()
         self.heard = 0.0
         """When something of an answer last came (monotonic)."""
 
@@ -93,9 +72,23 @@ class Wire:
         """What to poll for news from the server: the plain socket, if the connection is open over one; else -1."""
         return self._descriptor if self._moves == self.target.moves else -1
 
+    def begin_to_open(self, start: Callable[[Callable[[], None]], None]) -> None:
+        """Hand what connects to ``start``, which has a thread for it; :meth:`open` goes on from there."""
+        if not self.target.in_process:  # where it takes no time
+            self._begun = Opening(self.target)
+            start(self._begun.run)
+
+    def forget_failure(self) -> None:
+        """Where what was begun has failed meanwhile, :meth:`open` begins anew."""
+        if self._begun is not None and self._begun.error is not None:
+            self._begun = None
+
     def open(self) -> None:
         """Connect and log in; raises ``BusUnavailable`` or ``BusDenied``."""
-        self.close()
+        late, self._opening, self._begun = self._opening, self._begun, None
+        if late is not None:
+            late.abandon()
+        self._disconnect()
         self._moves = self.target.moves
         if self.target.in_process:
             connection: Any = self.target.connection()
@@ -104,9 +97,10 @@ class Wire:
             except Exception as error:
                 connection.disconnect()
                 raise explain(error, self.target.where) from error
+            self._connection = connection
         else:
-            connection = self._wait_for_opening()
-        sock = connection._sock
+            self._wait_for_opening()
+        sock = self._connection._sock
         if isinstance(sock, socket.socket):
             self._is_plain = type(sock) is socket.socket
             self._socket = sock
@@ -120,23 +114,35 @@ class Wire:
             self._reader = hiredis.Reader(
                 protocolError=driver.InvalidResponse, replyError=DefaultParser.parse_error, notEnoughData=NOTHING
             )
-        self._connection = connection
+            self._buffer = self._buffer or bytearray(_READ_SIZE)
 
-    def _wait_for_opening(self) -> Any:
-        opening = self._opening = self._opening or Opening(self.target)
+    def take_over(self, other: Wire) -> None:
+        """Go on with the connection of another one, from which no reply is to come; harmless if that is not open."""
+        self.close()
+        if other.is_open:
+            self._moves, self._socket, self._descriptor = other._moves, other._socket, other._descriptor
+            self._is_plain, self._poll, self._limit = other._is_plain, other._poll, other._limit
+            self._reader = other._reader
+            self._buffer, other._buffer = other._buffer, self._buffer
+            self._connection, other._connection = other._connection, None
+            if self._socket is not None:
+                self._set_timeout(self.timeout)
+        other.close()
+
+    def _wait_for_opening(self) -> None:
+        opening = self._opening
+        if opening is None:
+            opening = self._opening = Opening(self.target)
+            opening.start()
         patience = self.target.patience
         if self.deadline is not None:
             patience = max(0.0, min(patience, self.deadline - time.monotonic()))
         if not opening.over.wait(patience):
-            hint = "" if self.target.shared_socket else "; does it speak TLS there?"
-            raise BusUnavailable(  # it may be there for the next attempt
-                f"Redis at {self.target.where} cannot be reached: no connection in {patience:.1f} s{hint}",
-                where=self.target.where,
-            )
-        self._opening = None
+            raise opening.late(patience)
         if opening.error is not None:
+            self._opening = None
             raise explain(opening.error, self.target.where) from opening.error
-        return opening.connection
+        self._connection, self._opening = opening.connection, None
 
     def send(self, parts: Sequence[Part]) -> None:
         """Send packed commands; the timeout bounds the silence, not the size."""
@@ -340,9 +346,11 @@ class Wire:
 
     def abort(self) -> None:
         """From another thread: end a read that blocks. The owner sees ``BusUnavailable`` and closes."""
-        opening, sock = self._opening, self._socket
+        opening, begun, sock = self._opening, self._begun, self._socket
         if opening is not None:
             opening.abandon()
+        if begun is not None:
+            begun.abandon()
         if sock is not None:
             try:
                 sock.shutdown(socket.SHUT_RDWR)
@@ -351,11 +359,16 @@ class Wire:
 
     def close(self) -> None:
         """Close; harmless when closed."""
-        connection, self._connection, self._socket, self._reader = self._connection, None, None, None
-        self._is_plain, self._is_inside, self._descriptor, self._limit = False, False, -1, -1.0
-        opening, self._opening = self._opening, None
+        opening, begun, self._opening, self._begun = self._opening, self._begun, None, None
         if opening is not None:
             opening.abandon()
+        if begun is not None:
+            begun.abandon()
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        connection, self._connection, self._socket, self._reader = self._connection, None, None, None
+        self._is_plain, self._is_inside, self._descriptor, self._limit = False, False, -1, -1.0
         if connection is not None:
             try:
                 connection.disconnect()

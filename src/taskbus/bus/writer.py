@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from redis import exceptions as driver
 
-from taskbus.bus.backoff import Backoff
+from taskbus.bus.backlog import SOON
+from taskbus.bus.backoff import PAUSE_WHEN_DENIED, Backoff
 from taskbus.bus.batch import Batch
 from taskbus.bus.direct import Direct
 from taskbus.bus.turn import GRACE
@@ -26,6 +27,7 @@ from taskbus.errors import BusDenied, BusError, BusUnavailable, Fenced, NotAckno
 from taskbus.threads import Thread
 
 if TYPE_CHECKING:
+    from taskbus.bus.calls import Calls
     from taskbus.bus.connect import Target
     from taskbus.bus.keys import Keys
     from taskbus.config import RouterConfig
@@ -41,7 +43,6 @@ On a busy machine the thread that emits loses its core again and again, and even
 costs the server and every reader what a thousand together cost: a fifth of what eight consumers took.
 """
 _WAIT_FOR_REPLICAS = 1.0
-_PAUSE_WHEN_DENIED = 5.0
 
 
 class Writer(Direct):
@@ -53,37 +54,93 @@ class Writer(Direct):
         super().__init__(config, target, keys, producer)
         self._keys = keys
         self._on_forgotten = on_forgotten
-        self._thread = Thread(target=self._run, name="taskbus-writer", daemon=True)
+        self._thread: Any = None
+        self._has_begun = self._is_wire_free = False
         self.on_fenced: Callable[[BusError], None] = self.fail
         self.diagnose: Callable[[BusDenied, Wire], BusDenied] = lambda error, wire: error
         self.lost = self.reconnects = self.suppressed = 0
 
-    def start(self) -> None:
-        """Begin to write."""
+    def begin(self, calls: Calls) -> None:
+        """Begin to write, with the connection of ``calls``; without a thread yet, for what is heard of at once."""
         self._epoch = self.epoch()
-        self._bell.open()
-        self._thread.start()
+        calls.hand_over(self._wire)
+        self._idle = self._rests = True
 
-    def stop(self, deadline: float) -> int:
-        """Write what is left until ``deadline`` (monotonic), and end the thread.
+    def start(self) -> None:
+        """Have the thread run, from the first event on of which it may have to hear; harmless when it does.
+
+        A ``RuntimeError`` says that it cannot be: by Python 3.12 no more once the main thread has ended.
+        """
+        if not self._has_begun:  # several may be started at a time: the first one to run stays
+            Thread(target=self._run, name="taskbus-writer", daemon=True).start()
+
+    def prepare(self) -> None:
+        """Before something is emitted where there may be no thread yet."""
+        if not self._has_begun:
+            self.pause()
+            with self._lock:
+                self._notice_end()
+
+    def _notice_end(self) -> None:
+        """While there is no thread nobody sees that the connection has ended, and what is sent then comes back late."""
+        if self._begun is None and self._wire.descriptor >= 0 and self._wire.has_ended:
+            self._wire.close()
+
+    def mind(self) -> None:
+        """Hear of what was emitted, if there is no thread that does; there is one where that takes long."""
+        if not self._has_begun:
+            self.take_note(SOON)
+            if self.waiting:
+                self.start()
+
+    def stop(self, deadline: float, calls: Calls) -> int:
+        """Write what is left until ``deadline`` (monotonic), and have the thread end; ``calls`` gets the connection.
 
         Returns how many events were not acknowledged.
         """
         self.close()
-        self.flush(deadline)
-        self._stopping.set()
-        self.fail(None)
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
+        try:
+            self.mind()
+            self.flush(deadline)
+        except RuntimeError:  # as in `start`
+            self._rests = True
+            self._expect_answer(deadline - time.monotonic())
+            batch = self._next_batch()
+            self._stopping.set()  # one attempt
+            if batch is not None:
+                self._write(batch)
+        with self._lock:
+            self._stopping.set()
+            self._is_wire_free = not self.waiting  # the thread looks at the above before it goes on
+        if self._is_wire_free:
+            calls.take_over(self._wire)
+            self.fail(None)
+        else:
             self._wire.abort()
-            self._thread.join(max(0.1, deadline - time.monotonic()))
+            self.fail(None)
+            self.join(max(deadline, time.monotonic() + 0.1))
+            if not self._has_begun:
+                self._wire.close()
         return self.waiting
+
+    def join(self, deadline: float) -> None:
+        """Wait for the end of the thread until ``deadline`` (monotonic)."""
+        if self._thread is not None:
+            self._thread.join_until(deadline)
 
     # The thread ------------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        with self._lock:
+            if self._has_begun:
+                return
+            self._has_begun, self._thread = True, threading.current_thread()
+            self._bell.open()
+            self._notice_end()
         while (batch := self._next_batch()) is not None:
             self._write(batch)
-        self._wire.close()
+        if not self._is_wire_free:
+            self._wire.close()
         with self._lock:
             self._bell.close()
 
@@ -92,7 +149,7 @@ class Writer(Direct):
         ends = left = 0.0  # of the gathering, which a ring does not end, but what it tells of may
         while True:
             with self._lock:
-                if self._stopping.is_set():
+                if self._stopping.is_set:
                     return None  # looked at under the lock, for `fail` rings only for a thread that is idle
                 self._rests = self._idle = False  # also where an emit that was interrupted has left it so
                 self._gathers = self._begun is None and self._may_gather()
@@ -126,7 +183,7 @@ class Writer(Direct):
 
         To read one of them at each look instead, so that the next emit found the thread awake, took 3 % of a ping-pong.
         """
-        while self._rests and not self._frames and not self._stopping.is_set():
+        while self._rests and not self._frames and not self._stopping.is_set:
             left = self._seconds_to_rest()
             begun = self._begun
             if left <= 0 or (begun is not None and not begun.is_sent):
@@ -161,7 +218,7 @@ class Writer(Direct):
                 self.on_fenced(error)
             except BusDenied as error:
                 self._refused(self.diagnose(error, self._wire))
-                pause = _PAUSE_WHEN_DENIED
+                pause = PAUSE_WHEN_DENIED
             except BusError as error:
                 self._refused(error)
             except Exception:

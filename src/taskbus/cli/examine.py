@@ -8,8 +8,9 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from taskbus.bus.calls import check_version
-from taskbus.bus.wire import Arg, Wire, pack
+from taskbus.bus.packing import Arg, pack
+from taskbus.bus.policy import check_version
+from taskbus.bus.wire import Wire
 from taskbus.errors import BusError, ConfigError
 
 if TYPE_CHECKING:
