@@ -21,7 +21,7 @@ def die(router: Router) -> None:
     """As after SIGKILL: nothing is told to anybody, and the lease runs out."""
     life = router.life
     life.registry.leave = lambda timeout: None  # type: ignore[method-assign]
-    life.announce = lambda event, node=None, **kwargs: None  # type: ignore[method-assign]
+    life.emit = lambda *event, **how: None
     router.stop()
 
 

@@ -106,7 +106,7 @@ def test_p0_30_a_node_whose_place_was_taken_finishes_nothing_although_nobody_has
     with redis_server.client() as client:
         client.delete(Keys(run_id).node("x"))
         new = Router(redis_server.url, run_id=run_id, node_id="x")
-        old.life.reader.stop(0.0)  # which the claim would tell
+        old.life.reader.end()  # which the claim would tell
         with new, pytest.raises(Fenced, match="belongs to process"):
             old.finish("too late")
         assert not client.exists(Keys(run_id).finish)

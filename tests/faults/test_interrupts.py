@@ -316,7 +316,7 @@ def test_a_sync_that_is_interrupted_leaves_the_outbox_to_the_others(redis_server
 
 PACKS = """
 import signal, time
-from taskbus.bus.wire import pack
+from taskbus.bus.packing import pack
 
 class Interrupt(Exception):
     pass

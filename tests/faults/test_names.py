@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from taskbus import Router
+from taskbus.bus.keys import Keys
 from taskbus.errors import BusUnavailable
 from taskbus.testing import RedisServer, until
 from tests.faults.conftest import BUSY, FAST, MakeNode, nobody_is_deaf
 from tests.faults.node import Node
-from tests.faults.test_redis_away import check_all, seconds
+from tests.faults.test_redis_away import PAUSE, check_all, seconds
 from tests.faults.test_servers import replica_of
 
 NAME = "redis.invalid"
@@ -27,6 +28,7 @@ class Resolver:
     def __init__(self, port: int) -> None:
         self.port = port
         self.stuck = False
+        self.stuck_at = 0  # which lookup is stuck by itself
         self.asked = 0
         self.over = threading.Event()
         self._getaddrinfo = socket.getaddrinfo
@@ -35,7 +37,7 @@ class Resolver:
         if host != NAME:
             return self._getaddrinfo(host, port, *args, **kwargs)
         self.asked += 1
-        if self.stuck:
+        if self.stuck or self.asked == self.stuck_at:
             self.over.wait(10)
             raise socket.gaierror("no answer")
         return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", self.port))]
@@ -88,6 +90,25 @@ def test_p1_20_a_resolver_that_is_stuck_does_not_hold_up_the_stop(
     assert seconds(node.stop) <= 0.05 + BUSY
     resolver.over.set()
     redis_server.start()
+
+
+@pytest.mark.parametrize("lookup", [1, 2])
+def test_p1_20_one_lookup_that_is_stuck_at_the_start_holds_up_no_part_of_a_node(
+    lookup: int, redis_server: RedisServer, resolver: Resolver, run_id: str
+) -> None:
+    """The first one or the second, and all others answer: what waited for it goes on with another one."""
+    resolver.stuck_at = lookup
+    heard: list[Any] = []
+    with Router(URL, run_id=run_id, lease=2.0, heartbeat=0.5, connect_timeout=0.5) as router:
+        router.on("x", heard.append)
+        with redis_server.client() as client:
+            PAUSE.wait(3)  # longer than the lease
+            assert client.exists(Keys(run_id).node(str(router.node_id)))
+        with Router(redis_server.url, run_id=run_id) as other:
+            other.emit("x", 1)
+            until(lambda: heard == [1], 3)
+        assert seconds(router.stop) <= 0.5 + BUSY
+    resolver.over.set()
 
 
 def test_p1_20_a_resolver_that_is_stuck_does_not_hold_up_the_start(resolver: Resolver, run_id: str) -> None:

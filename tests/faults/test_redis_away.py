@@ -242,7 +242,7 @@ def test_p0_09_a_peer_that_is_silently_gone(
 
 
 def silently_gone(whom: str, a: Node, b: Node, redis_server: RedisServer, proxy: Proxy, run_id: str) -> None:
-    mark = {"reader": b"XREAD", "channels": b"SUBSCRIBE", "heart": b"*1\r\n$5\r\nHELLO", "all": b""}[whom]
+    mark = {"reader": b"XREAD", "channels": b"SUBSCRIBE", "heart": b"PUBLISH", "all": b""}[whom]
     until(lambda: proxy.find(mark) is not None)
     index = proxy.find(mark)
     assert index is not None
