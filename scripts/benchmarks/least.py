@@ -16,8 +16,8 @@ from stage import Pipe, now
 
 from taskbus import codec, frame
 from taskbus.bus.keys import Keys
+from taskbus.bus.packing import bulk
 from taskbus.bus.scripts import load
-from taskbus.bus.wire import bulk
 from taskbus.config import RouterConfig
 
 _BLOCK = 4000
