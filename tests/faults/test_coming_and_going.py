@@ -218,9 +218,13 @@ def test_where_no_thread_can_be_started_any_more_a_node_leaves_all_the_same(
         raise RuntimeError("can't create new thread at interpreter shutdown")
 
     with redis_server.client() as client:
-        left = f"taskbus:{{{run_id}}}:events:taskbus.node_left"
+        left, said = (f"taskbus:{{{run_id}}}:events:{event}" for event in ("taskbus.node_left", "x"))
         before = client.xlen(left)
         monkeypatch.setattr(Thread, "start", refused)
+        for number in range(3):
+            router.emit("x", number)
+            assert client.xlen(said) == number + 1
+        client.script_flush()
         assert router.stop() == 0
         assert client.xlen(left) == before + 1
         assert not client.exists(f"taskbus:{{{run_id}}}:nodes")

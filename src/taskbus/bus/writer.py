@@ -86,12 +86,19 @@ class Writer(Direct):
         if self._begun is None and self._wire.descriptor >= 0 and self._wire.has_ended:
             self._wire.close()
 
-    def mind(self) -> None:
-        """Hear of what was emitted, if there is no thread that does; there is one where that takes long."""
+    def mind(self) -> bool:
+        """Hear of what was emitted, if there is no thread that does, and start it where that takes long.
+
+        False where it cannot be started: then what waits is written at the stop.
+        """
         if not self._has_begun:
             self.take_note(SOON)
             if self.waiting:
-                self.start()
+                try:
+                    self.start()
+                except RuntimeError:
+                    return False
+        return True
 
     def stop(self, deadline: float, calls: Calls) -> int:
         """Write what is left until ``deadline`` (monotonic), and have the thread end; ``calls`` gets the connection.
@@ -99,16 +106,10 @@ class Writer(Direct):
         Returns how many events were not acknowledged.
         """
         self.close()
-        try:
-            self.mind()
+        if self.mind():
             self.flush(deadline)
-        except RuntimeError:  # as in `start`
-            self._rests = True
-            self._expect_answer(deadline - time.monotonic())
-            batch = self._next_batch()
-            self._stopping.set()  # one attempt
-            if batch is not None:
-                self._write(batch)
+        else:
+            self._write_here(deadline)
         with self._lock:
             self._stopping.set()
             self._is_wire_free = not self.waiting  # the thread looks at the above before it goes on
@@ -122,6 +123,14 @@ class Writer(Direct):
             if not self._has_begun:
                 self._wire.close()
         return self.waiting
+
+    def _write_here(self, deadline: float) -> None:
+        self._expect_answer(deadline - time.monotonic())
+        with self._lock:
+            batch = self._next_batch() if self.waiting else None
+        self._stopping.set()  # so that this is the only attempt
+        if batch is not None:
+            self._write(batch)
 
     def join(self, deadline: float) -> None:
         """Wait for the end of the thread until ``deadline`` (monotonic)."""
