@@ -235,7 +235,7 @@ def test_who_only_listens_writes_although_its_connection_has_ended_meanwhile(
     then: str, redis_server: RedisServer, run_id: str, log_lines: LogLines
 ) -> None:
     """As a server does with ``timeout``, and proxies do: nobody has noticed, and nobody is told."""
-    router = quiet_node(redis_server.url, run_id)
+    router = quiet_node(redis_server.url, run_id, heartbeat=60.0, lease=200.0)
     with redis_server.client() as client:
         mine = [c["id"] for c in client.client_list() if c["cmd"] == "evalsha"]
         assert len(mine) == 1
