@@ -111,6 +111,20 @@ def test_p1_20_one_lookup_that_is_stuck_at_the_start_holds_up_no_part_of_a_node(
     resolver.over.set()
 
 
+@pytest.mark.parametrize("lookup", [1, 2])
+def test_p1_20_a_thread_whose_lookup_ends_late_leaves_the_heartbeat_to_the_one_that_took_over(
+    lookup: int, redis_server: RedisServer, resolver: Resolver, run_id: str
+) -> None:
+    def hearts() -> int:
+        return sum(thread.name == "taskbus-heart" for thread in threading.enumerate())
+
+    resolver.stuck_at = lookup
+    with Router(URL, run_id=run_id, connect_timeout=0.5):
+        assert hearts() == 2
+        resolver.over.set()
+        until(lambda: hearts() == 1, 5)
+
+
 def test_p1_20_a_resolver_that_is_stuck_does_not_hold_up_the_start(resolver: Resolver, run_id: str) -> None:
     resolver.stuck = True
     router = Router(URL, run_id=run_id, op_timeout=1.0, connect_timeout=0.5)

@@ -62,7 +62,7 @@ class Calls:
     def call_with(
         self, command: Sequence[Arg], also: Sequence[Sequence[Arg]], meanwhile: Callable[[], None]
     ) -> tuple[Any, list[Any]]:
-        """Run ``command`` and what is ``also`` asked in one round trip; for those an error reply is an item, as above.
+        """Run ``command`` and what is ``also`` asked in one round trip; of those an error reply is an item as it came.
 
         What is to be done ``meanwhile`` is done in each attempt.
         """
@@ -77,7 +77,8 @@ class Calls:
                 raise
             return answer, [wire.read() for _ in also]
 
-        return self._attempt(None, use)  # type: ignore[no-any-return]
+        answers: tuple[Any, list[Any]] = self._attempt(None, use)
+        return answers
 
     def _attempt(self, timeout: float | None, use: Callable[..., Any], *args: Any) -> Any:
         deadline = time.monotonic() + (self._deadline if timeout is None else timeout)
